@@ -1,0 +1,49 @@
+# Every target prepares what it needs: .venv, then the offline model and benchmark cases. Nothing is done twice.
+
+PYTHON ?= python3
+CONFIG ?= config/offline.yaml
+ARGS ?=
+LAB_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/truthfulqa_mc1.jsonl
+
+.PHONY: help paper test test-slow lab lint
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Variables: CONFIG=config/pythia.yaml, ARGS="options of Snakemake or pytest", LAB_ARGS, PYTHON=python3.12'
+
+paper: $(READY) $(OFFLINE)  ## run the notebooks that are out of date; figures land in figures/
+	@$(BIN)/python -m eelib.batch paper --config $(CONFIG) $(ARGS)
+
+test: $(READY) $(OFFLINE)  ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY) $(OFFLINE)  ## run the long checks
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
+	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
+
+lint: $(READY)  ## check style and formatting, notebooks too
+	@$(BIN)/ruff check eelib tests notebooks
+	@$(BIN)/ruff format --check eelib tests notebooks
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'error: Python 3.11 or newer is needed; $(PYTHON) is not. Try: make PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[paper,dev]'
+	@# In a git checkout, notebooks are committed without their outputs.
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
+		git config --local filter.nbstripout.clean '$(BIN)/python -m nbstripout' && \
+		git config --local filter.nbstripout.smudge cat; fi || true
+	@touch $@
+
+# The recipe fetches both and looks for itself what is missing; they age with nothing.
+$(OFFLINE): | $(READY)
+	@$(BIN)/python -m eelib.offline

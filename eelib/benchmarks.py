@@ -1,0 +1,159 @@
+"""Benchmark cases that come with the set-up, scored with early exits: teacher-forced, one pass for all thresholds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib.backbone import Backbone
+from eelib.confidence import METRICS, confidence
+from eelib.corpus import as_prompt, pad
+from eelib.errors import FetchError, InvalidInputError
+from eelib.heads import ExitHeads
+from eelib.workspace import PROJECT
+
+MULTIPLE_CHOICE = ("hellaswag", "truthfulqa_mc1")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A multiple-choice case: the model ranks `choices` as continuations of `context`; `answer` indexes the right one.
+
+    per_character: likelihoods are compared per character of the choice, not as sums.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+    per_character: bool
+
+
+def load_cases(task: str, folder: str | Path = PROJECT / "data" / "benchmarks") -> list[Case]:
+    """The 100 packaged cases of `hellaswag` (log-likelihood per character) or `truthfulqa_mc1` (zero-shot; sums)."""
+    if task not in MULTIPLE_CHOICE:
+        raise InvalidInputError(f"Unknown task {task!r}: expected one of {', '.join(MULTIPLE_CHOICE)}.")
+    rows = _rows(task, folder)
+    if task == "hellaswag":
+        return [
+            Case(f"{r['activity_label']}: {r['ctx']}", tuple(r["endings"]), r["expected_index"], True) for r in rows
+        ]
+    return [Case(f"Q: {r['question']}\nA:", tuple(r["choices"]), r["expected_index"], False) for r in rows]
+
+
+def question_prompts(
+    tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, folder: str | Path = PROJECT / "data" / "benchmarks"
+) -> list[Int[Tensor, "1 position"]]:
+    """GSM8K questions number skip, ..., skip + n - 1 as prompts: chat turns where the tokenizer has a template."""
+    rows = _rows("gsm8k", folder)
+    if skip + n > len(rows):
+        raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there.")
+    template = "{}" if tokenizer.chat_template else "Question: {}\nAnswer:"
+    return [as_prompt(template.format(row["prompt"]), tokenizer) for row in rows[skip : skip + n]]
+
+
+@torch.no_grad()
+def score_choices(
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[Case],
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Scores every choice at every exit. One row per case, choice, token of the choice and depth, in that order.
+
+    Columns: case, choice, token, depth (the number of blocks = the full model), one per metric (from the logits the
+    head drafts with; -inf where it declines; +inf for the full model, which always speaks), log_prob (nats, of the
+    choice's token, over the whole vocabulary).
+    """
+    backbone, rows = Backbone.of(model), []
+    texts = [
+        (*_encode(tokenizer, case.context, choice), i, j)
+        for i, case in enumerate(cases)
+        for j, choice in enumerate(case.choices)
+    ]
+    texts.sort(key=lambda text: len(text[0]))  # like lengths together: less padding
+    for start in tqdm(range(0, len(texts), batch_size), desc="scoring choices", unit="batch"):
+        batch = texts[start : start + batch_size]
+        first = torch.tensor([text[1] for text in batch])
+        tokens, of_choice = pad([text[0] for text in batch], first)
+        scored = of_choice[:, 1:]  # the position before each token of the choice
+        states = backbone.states(tokens.to(model.device), [*heads.depths, backbone.n_blocks])
+        row, position = scored.nonzero(as_tuple=True)
+        target = tokens[row, position + 1].to(model.device)
+        index = {
+            "case": np.array([text[2] for text in batch])[row],
+            "choice": np.array([text[3] for text in batch])[row],
+            "token": (position + 1 - first[row]).numpy(),
+        }
+        for depth, state in states.items():
+            hidden = state[:, :-1][scored.to(model.device)]
+            columns = _score(backbone, heads, depth, hidden, target)
+            rows.append(pd.DataFrame({**index, "depth": depth, **{k: v.cpu().numpy() for k, v in columns.items()}}))
+    table = pd.concat(rows, ignore_index=True)
+    return table.sort_values(["case", "choice", "token", "depth"], ignore_index=True)
+
+
+def answers(
+    scores: pd.DataFrame, cases: Sequence[Case], metric: str, thresholds: Mapping[int, float | None]
+) -> pd.DataFrame:
+    """What the model would answer if each scored token left at the first head whose score reaches its threshold.
+
+    Args:
+        scores: from `score_choices`.
+        thresholds: by depth; a depth that is missing or None never exits. {} is the full model.
+
+    Returns:
+        One row a case: case, predicted, correct, log_prob (of the right choice, nats), blocks (mean over its scored
+        tokens).
+    """
+    limit = scores.depth.map({d: t for d, t in thresholds.items() if t is not None}).fillna(np.inf)
+    speaks = (scores[metric] >= limit).to_numpy()  # the full model's score is +inf
+    chosen = scores[speaks].drop_duplicates(["case", "choice", "token"])  # the shallowest that speaks
+    by_choice = chosen.groupby(["case", "choice"]).log_prob.sum().reset_index()
+    lengths = [
+        len(cases[row.case].choices[row.choice]) if cases[row.case].per_character else 1
+        for row in by_choice.itertuples()
+    ]
+    by_choice["ranked"] = by_choice.log_prob / lengths
+    best = by_choice.loc[by_choice.groupby("case").ranked.idxmax()].set_index("case").choice
+    truth = pd.Series([case.answer for case in cases], name="answer")
+    right = by_choice[by_choice.choice == by_choice.case.map(truth)].set_index("case").log_prob
+    result = pd.DataFrame({"predicted": best, "correct": best == truth, "log_prob": right})
+    result["blocks"] = chosen.groupby("case").depth.mean()
+    return result.reset_index(names="case")
+
+
+def _score(backbone: Backbone, heads: ExitHeads, depth: int, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
+    parts = []
+    for states, tokens in zip(hidden.split(1024), target.split(1024), strict=True):
+        if depth == backbone.n_blocks:
+            wide = backbone.unembed(states)
+            scores = {metric: torch.full(tokens.shape, float("inf")) for metric in METRICS}
+        else:
+            wide, narrow = heads.full_logits(depth, states), heads.logits(depth, states)
+            declined = heads.tokens(narrow) < 0
+            scores = {m: s.masked_fill(declined, float("-inf")) for m, s in confidence(narrow).items()}
+        log_prob = wide.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        parts.append({**scores, "log_prob": log_prob})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> tuple[Tensor, int]:
+    """Tokens of "context choice" and the index of the choice's first token (as lm-evaluation-harness cuts them)."""
+    whole = tokenizer(f"{context} {choice}", return_tensors="pt").input_ids[0]
+    return whole, len(tokenizer(context).input_ids)
+
+
+def _rows(task: str, folder: str | Path) -> list[dict]:
+    path = Path(folder) / f"{task}.jsonl"
+    if not path.is_file():
+        raise FetchError(f"No benchmark cases at {path}: run `make paper` or `python -m eelib.offline` once.")
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,294 @@
+"""Early-exit heads: from the hidden state at a depth to logits over the vocabulary, or over the drafted part of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib.backbone import Backbone
+from eelib.errors import HeadsError, InvalidInputError
+from eelib.workspace import written_whole
+
+KINDS = ("mlp", "affine", "linear", "none")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What heads are made of.
+
+    depths: after how many blocks each head reads, ascending.
+    kind: `mlp`, a residual gated MLP before the model's own final norm and unembedding, which stay frozen and shared;
+        `affine`, one linear map there (tuned lens, arXiv 2303.08112); `linear`, an untied norm and unembedding (the
+        author's); `none`, nothing at all (logit lens).
+    draft_vocab_size: how many of the model's tokens a head may draft, or None for all. One more class, "other",
+        then stands for the rest; it counts in every score and is never drafted.
+    width: inner width of the MLP; None for the model's hidden size.
+    seed: of the initial weights.
+    """
+
+    depths: Sequence[int]
+    kind: str = "mlp"
+    draft_vocab_size: int | None = None
+    width: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "depths", tuple(self.depths))
+        if self.kind not in KINDS:
+            raise InvalidInputError(f"Unknown kind of head {self.kind!r}: expected one of {', '.join(KINDS)}.")
+        if self.draft_vocab_size is not None and self.kind in ("linear", "none"):
+            raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: leave draft_vocab_size out.")
+        if self.draft_vocab_size is not None and self.draft_vocab_size < 2:
+            raise InvalidInputError(f"draft_vocab_size={self.draft_vocab_size}: expected at least 2 tokens.")
+        if self.width is not None and self.width < 1:
+            raise InvalidInputError(f"width={self.width}: expected a positive number.")
+
+
+class _Linear(nn.Linear):
+    """Computes in the type of its input, whatever the type of its weights: float32 masters train a bfloat16 head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class _GatedMLP(nn.Module):
+    """x + down(silu(gate(n)) * up(n)), n the RMS-normalised x; the identity at first."""
+
+    def __init__(self, hidden_size: int, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.gate, self.up = _Linear(hidden_size, width, bias=False), _Linear(hidden_size, width, bias=False)
+        self.down = _Linear(width, hidden_size, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype))
+        return x + self.down(F.silu(self.gate(n)) * self.up(n))
+
+
+class _Affine(nn.Module):
+    """x + A x + b; the identity at first."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.map = _Linear(hidden_size, hidden_size)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.map(x)
+
+
+class _Untied(nn.Module):
+    """Root-mean-square norm and an unembedding of its own, which starts as a copy of the model's."""
+
+    def __init__(self, unembedding: nn.Module):
+        super().__init__()
+        vocab_size, hidden_size = unembedding.weight.shape
+        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.unembedding = _Linear(hidden_size, vocab_size, bias=False)
+        self.unembedding.weight.data.copy_(unembedding.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unembedding(F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype)))
+
+
+class ExitHeads(nn.Module):
+    """One head a depth on one frozen backbone. Make them with `init` or `from_pretrained`.
+
+    Classes: with a draft vocabulary, class c < V' is the token draft_tokens[c] and the last class is "other"; without
+    one, classes are tokens.
+    """
+
+    def __init__(self, config: HeadConfig, model: PreTrainedModel, draft_tokens: Int[Tensor, " draft"] | None):
+        super().__init__()
+        backbone = Backbone.of(model)
+        backbone.check_depths(config.depths)
+        self.config = config
+        self.training_record: dict = {}
+        self._of = (backbone, model)  # in a tuple, so that the model's weights are not registered as the heads' own
+        hidden_size = backbone.hidden_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            make = {
+                "mlp": lambda: _GatedMLP(hidden_size, config.width or hidden_size),
+                "affine": lambda: _Affine(hidden_size),
+                "linear": lambda: _Untied(backbone.unembedding),
+                "none": nn.Identity,
+            }[config.kind]
+            self.maps = nn.ModuleDict({str(depth): make() for depth in config.depths})
+            self.others = nn.ModuleDict()
+            if draft_tokens is not None:
+                self.others.update({str(depth): _Linear(hidden_size, 1) for depth in config.depths})
+        self.register_buffer("draft_tokens", draft_tokens)
+        weight, bias = backbone.unembedding.weight, getattr(backbone.unembedding, "bias", None)
+        rows = None if draft_tokens is None else weight.detach()[draft_tokens].clone()
+        self.register_buffer("_rows", rows, persistent=False)
+        row_bias = None if draft_tokens is None or bias is None else bias.detach()[draft_tokens].clone()
+        self.register_buffer("_row_bias", row_bias, persistent=False)
+        self.to(model.device)
+
+    @classmethod
+    def init(
+        cls,
+        model: PreTrainedModel,
+        depths: Sequence[int],
+        kind: str = "mlp",
+        draft_vocab_size: int | None = None,
+        *,
+        width: int | None = None,
+        seed: int = 0,
+        sequences: Sequence[Tensor] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> "ExitHeads":
+        """Untrained heads. With a draft vocabulary, `sequences` are text of the model's own, whose most frequent
+        tokens are taken, and `tokenizer` names the special tokens that are always taken.
+
+        Raises:
+            InvalidInputError: a setting that no heads can have.
+            ModelError: the model cannot be cut.
+        """
+        config = HeadConfig(tuple(depths), kind, draft_vocab_size, width, seed)
+        draft_tokens = None
+        if draft_vocab_size is not None:
+            if sequences is None or tokenizer is None:
+                raise InvalidInputError("draft_vocab_size needs `sequences` and `tokenizer`, to choose its tokens by.")
+            draft_tokens = frequent_tokens(sequences, draft_vocab_size, model, tokenizer)
+        return cls(config, model, draft_tokens)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return self.config.depths
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._of[0]
+
+    def parameter_count(self) -> dict[str, int]:
+        """`own`: parameters the heads add in memory, the copied unembedding rows included; `trained`: those trained."""
+        trained = sum(p.numel() for p in self.parameters())
+        return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.numel())}
+
+    def logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... classes"]:
+        """What the head at `depth` says of states that have passed `depth` blocks: raw logits over its classes."""
+        mapped = self.maps[str(depth)](hidden)
+        if self.config.kind == "linear":
+            return mapped
+        if self.draft_tokens is None:
+            return self.backbone.unembed(mapped)
+        normed = self.backbone.final_norm(mapped)
+        drafted = F.linear(normed, self._rows.to(normed.dtype), self._row_bias)
+        return torch.cat([drafted, self.others[str(depth)](normed)], dim=-1)
+
+    def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
+        """The same head read out over the model's whole vocabulary: what benchmarks score with."""
+        mapped = self.maps[str(depth)](hidden)
+        return mapped if self.config.kind == "linear" else self.backbone.unembed(mapped)
+
+    def tokens(self, logits: Float[Tensor, "... classes"]) -> Int[Tensor, "..."]:
+        """The token that each row of logits would draft; -1 where "other" leads, and the head declines."""
+        classes = logits.argmax(dim=-1)
+        if self.draft_tokens is None:
+            return classes
+        return torch.cat([self.draft_tokens, self.draft_tokens.new_tensor([-1])])[classes]
+
+    def widen(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... vocab"]:
+        """Logits over the whole vocabulary, -inf where the head cannot draft; "other" is left out."""
+        if self.draft_tokens is None:
+            return logits
+        wide = logits.new_full((*logits.shape[:-1], self.backbone.vocab_size), float("-inf"))
+        return wide.index_copy_(-1, self.draft_tokens, logits[..., :-1])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model.safetensors, config.json and README.md (a model card), each whole or not at all."""
+        folder = Path(folder)
+        model = self._of[1]
+        described = {
+            "eelib_version": version("eelib"),
+            "backbone": model.config._name_or_path,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "fingerprint": self.backbone.fingerprint(),
+            "n_blocks": self.backbone.n_blocks,
+            "heads": asdict(self.config),
+            "parameters": self.parameter_count(),
+            "training": self.training_record,
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with written_whole(folder / "model.safetensors") as path:
+            save_file(tensors, path)
+        with written_whole(folder / "config.json") as path:
+            path.write_text(json.dumps(described, indent=2) + "\n")
+        with written_whole(folder / "README.md") as path:
+            path.write_text(_model_card(described))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: PreTrainedModel, force: bool = False) -> "ExitHeads":
+        """Heads from `folder`, in the model's type, on its device.
+
+        Raises:
+            HeadsError: no heads there, or heads of another backbone (`force=True` loads those all the same).
+        """
+        folder = Path(folder)
+        missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+        if missing:
+            raise HeadsError(
+                f"No heads in {folder}: {' and '.join(missing)} missing. Notebook 01_train_heads makes them."
+            )
+        described = json.loads((folder / "config.json").read_text())
+        if "heads" not in described or "fingerprint" not in described:
+            raise HeadsError(f"{folder / 'config.json'} does not describe heads: expected keys heads, fingerprint.")
+        fingerprint = Backbone.of(model).fingerprint()
+        if described["fingerprint"] != fingerprint and not force:
+            raise HeadsError(
+                f"The heads in {folder} belong to another backbone: they were made for {described['backbone']} "
+                f"(fingerprint {described['fingerprint'][:12]}), this is {model.config._name_or_path} "
+                f"({fingerprint[:12]}). Load that model, train heads for this one, or pass force=True."
+            )
+        tensors = load_file(folder / "model.safetensors")
+        heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
+        heads.load_state_dict(tensors)
+        heads.training_record = described["training"]
+        return heads.to(model.dtype).to(model.device).requires_grad_(False)
+
+
+def frequent_tokens(
+    sequences: Sequence[Tensor], size: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Int[Tensor, " draft"]:
+    """The `size` tokens to draft, ascending: all special tokens, then the most frequent ones of `sequences`.
+
+    Frequencies in text sampled from the model estimate what the model emits (as FR-Spec ranks its vocabulary, arXiv
+    2502.14856). Ties go to the lower token, which in a byte-pair vocabulary is the earlier and commoner merge.
+    """
+    vocab_size = Backbone.of(model).vocab_size
+    if size >= vocab_size:
+        raise InvalidInputError(f"draft_vocab_size={size}: expected fewer than the model's {vocab_size} tokens.")
+    counts = torch.bincount(torch.cat(list(sequences)).cpu(), minlength=vocab_size).double()
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = model.generation_config.eos_token_id
+    special |= set(tokenizer.all_special_ids) | set(ends if isinstance(ends, list) else [ends] if ends else [])
+    counts[sorted(i for i in special if i < vocab_size)] = float("inf")
+    return torch.sort(torch.sort(counts, descending=True, stable=True).indices[:size]).values.to(model.device)
+
+
+def _model_card(described: dict) -> str:
+    heads, training = described["heads"], described["training"]
+    rows = "".join(
+        f"| {row['depth']} | {row['agreement']:.3f} | {row['loss']:.3f} |\n" for row in training.get("validation", [])
+    )
+    return (
+        f"# Early-exit heads for {described['backbone']}\n\n"
+        f"Kind `{heads['kind']}`, after {', '.join(map(str, heads['depths']))} of {described['n_blocks']} blocks; "
+        f"draft vocabulary: {heads['draft_vocab_size'] or 'the whole vocabulary'}. "
+        f"Backbone fingerprint `{described['fingerprint'][:12]}`; eelib {described['eelib_version']}.\n\n"
+        + (f"| depth | agreement, held-out text | KL [nats] |\n|---|---|---|\n{rows}\n" if rows else "")
+        + f"Training: `{json.dumps({k: v for k, v in training.items() if k != 'validation'})}`\n\n"
+        '```python\nheads = eelib.ExitHeads.from_pretrained("this folder", model)\n```\n'
+    )

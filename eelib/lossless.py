@@ -1,0 +1,58 @@
+"""Is the output the model's own? And where it is not: is the difference a near-tie of its two best tokens?"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from eelib.decoding import generate
+from eelib.heads import ExitHeads
+from eelib.policies import Policy
+
+NEAR_TIE_ROUNDINGS = 8
+"""A gap between the two best logits counts as a near-tie up to this many units of rounding at their size.
+
+Logits come out of sums whose order of additions depends on how many positions share a call, so each carries the error
+of a few roundings; a gap below that is decided by the order, not by the model.
+"""
+
+
+@torch.no_grad()
+def verify_lossless(
+    model: PreTrainedModel,
+    heads: ExitHeads | None,
+    policy: Policy,
+    prompts: Sequence[Int[Tensor, "1 position"]],
+    **generate_kwargs,
+) -> pd.DataFrame:
+    """Compares `eelib.generate` with the model's own greedy `generate`, prompt by prompt.
+
+    Columns: prompt; tokens (emitted by the model); equal; first_difference (index among the new tokens; -1 when
+    equal); gap (of the model's two best logits there, from a plain pass over the common prefix); rounding (one unit
+    of the type's rounding at the best logit's size); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding).
+    """
+    rows = []
+    for index, prompt in enumerate(tqdm(prompts, desc="comparing", unit="prompt")):
+        ours = generate(model, prompt, heads=heads, policy=policy, **generate_kwargs).sequences[0]
+        own = model.generate(prompt, **{"do_sample": False, **generate_kwargs})[0]
+        row = {"prompt": index, "tokens": len(own) - prompt.shape[1], "equal": torch.equal(ours, own)}
+        rows.append(row | _difference(model, prompt.shape[1], ours, own))
+    return pd.DataFrame(rows)
+
+
+def _difference(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor) -> dict:
+    if torch.equal(ours, own):
+        return {"first_difference": -1, "gap": float("nan"), "rounding": float("nan"), "near_tie": False}
+    common = min(len(ours), len(own))
+    differing = (ours[:common] != own[:common]).nonzero()
+    at = differing[0].item() if len(differing) else common
+    logits = model(input_ids=own[None, :at]).logits[0, -1].float()
+    best = logits.topk(2).values
+    gap = (best[0] - best[1]).item()
+    rounding = torch.finfo(model.dtype).eps * best[0].abs().item()
+    near_tie = gap <= NEAR_TIE_ROUNDINGS * rounding
+    return {"first_difference": at - prompt_length, "gap": gap, "rounding": rounding, "near_tie": near_tie}

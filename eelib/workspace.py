@@ -1,0 +1,72 @@
+"""Where artefacts lie: one layout that notebooks, Snakefile and tests share."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The checkout that holds this package, its notebooks, and data/ with the fetched model and benchmark cases."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one model's artefacts under `root`. Nothing is created until something is saved there.
+
+    Args:
+        model: the model's short name, used as a folder name ("smollm2-135m").
+        root: folder that holds data/ and figures/; a relative path is taken from the project, not from the
+            working directory, so that a notebook finds the same files in JupyterLab and in papermill.
+    """
+
+    model: str
+    root: str | Path = "."
+
+    def _data(self, kind: str) -> Path:
+        return PROJECT / self.root / "data" / kind / self.model
+
+    @property
+    def corpus(self) -> Path:
+        return self._data("corpora")
+
+    @property
+    def heads(self) -> Path:
+        return self._data("heads")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Unfinished work that a killed run goes on from. Never a declared output: Snakemake deletes those."""
+        return self._data("checkpoints")
+
+    @property
+    def traces(self) -> Path:
+        return self._data("traces")
+
+    @property
+    def results(self) -> Path:
+        return self._data("results")
+
+    @property
+    def runs(self) -> Path:
+        return self._data("runs")
+
+    @property
+    def figures(self) -> Path:
+        return PROJECT / self.root / "figures" / self.model
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, renamed to `path` when the block ends well and deleted when it does not.
+
+    So a killed or failed run leaves no half-written file under the final name, and an earlier result stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import eelib
+from eelib.calibration import achieved
+from eelib.errors import CorpusError, InvalidInputError
+
+
+def traces_of(scores, agrees, depth=2, sequence=0):
+    n = len(scores)
+    table = {"sequence": sequence, "position": range(n), "head": 0, "depth": depth, "agrees": agrees}
+    return pd.DataFrame({**table, **{m: np.asarray(scores, float) for m in eelib.METRICS}})
+
+
+def test_by_hand():
+    traces = traces_of([0.9, 0.8, 0.7, 0.6, 0.5], [True, True, False, True, False])
+    # running agreement, most confident first: 1, 1, 2/3, 3/4, 3/5
+    assert eelib.calibrate(traces, "max_prob", 0.9).thresholds == (0.8,)
+    assert eelib.calibrate(traces, "max_prob", 0.75).thresholds == (0.6,)
+    found = eelib.calibrate(traces, "max_prob", 0.6)
+    assert found.thresholds == (0.5,) and found.table.coverage[0] == 1 and found.table.exit_agreement[0] == 0.6
+
+
+def test_tied_scores_exit_together_or_not_at_all():
+    traces = traces_of([0.9, 0.5, 0.5, 0.5], [True, True, True, False])
+    assert eelib.calibrate(traces, "max_prob", 0.8).thresholds == (0.9,)
+    assert eelib.calibrate(traces, "max_prob", 0.75).thresholds == (0.5,)
+
+
+def test_a_head_that_never_agrees_never_exits():
+    found = eelib.calibrate(traces_of([0.9, 0.2], [False, False]), "entropy", 0.01)
+    assert found.thresholds == (None,) and found.table.coverage[0] == 0
+
+
+table = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40)
+
+
+@given(table, st.floats(0.05, 0.95), st.floats(0.05, 0.95))
+def test_promise_kept_on_the_calibration_text_and_stricter_never_looser(rows, a, b):
+    traces = traces_of([r[0] for r in rows], [r[1] for r in rows])
+    loose, strict = (eelib.calibrate(traces, "margin", e).thresholds[0] for e in sorted((a, b)))
+    if strict is not None:
+        assert loose <= strict
+        exits = traces[traces.margin >= strict]
+        assert exits.agrees.mean() >= max(a, b) - 1e-9
+        looser = [t for t in traces.margin.unique() if t < strict]
+        assert all(traces[traces.margin >= t].agrees.mean() < max(a, b) for t in looser)
+
+
+@given(table, st.floats(0.05, 0.95))
+def test_order_of_rows_does_not_matter(rows, epsilon):
+    traces = traces_of([r[0] for r in rows], [r[1] for r in rows])
+    assert eelib.calibrate(traces, "margin", epsilon).thresholds == (
+        eelib.calibrate(traces[::-1], "margin", epsilon).thresholds
+    )
+
+
+def test_tokens_pass_the_heads_in_order():
+    first, second = (
+        traces_of([0.9, 0.1, 0.1], [True, False, True], depth=2),
+        traces_of([0.9, 0.9, 0.1], [False, True, False], depth=4).assign(head=1),
+    )
+    traces = pd.concat([first, second]).sort_values(["sequence", "position", "head"], ignore_index=True)
+    calibration = eelib.calibrate(traces, "max_prob", 0.4)
+    calibration = eelib.Calibration(
+        (2, 4), (0.5, 0.5), "max_prob", 0.4, "exit_agreement", "empirical", None, calibration.table
+    )
+    found = achieved(traces, calibration).set_index("depth")
+    assert found.loc[2, ["reached", "exited", "agreed"]].tolist() == [3, 1, 1]
+    assert found.loc[4, ["reached", "alone", "alone_agreed", "exited", "agreed"]].tolist() == [2, 2, 1, 1, 1]
+    with pytest.raises(InvalidInputError, match="differ in depths"):
+        achieved(first, calibration)
+
+
+def test_saved_and_loaded(tmp_path):
+    traces = pd.concat([traces_of([0.9, 0.2], [True, False]), traces_of([0.9, 0.2], [False, False], depth=4)])
+    found = eelib.calibrate(traces, "entropy", 0.8)
+    found.to_json(tmp_path / "c.json")
+    loaded = eelib.Calibration.from_json(tmp_path / "c.json")
+    assert (loaded.thresholds, loaded.depths, loaded.epsilon) == ((0.9, None), (2, 4), 0.8)
+    assert eelib.Confidence.from_calibration(loaded).thresholds == (0.9, None)
+    (tmp_path / "bad.json").write_text("{}")
+    for name in ("bad.json", "missing.json"):
+        with pytest.raises(InvalidInputError, match="holds no calibration"):
+            eelib.Calibration.from_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_epsilon_outside_its_range(epsilon):
+    with pytest.raises(InvalidInputError, match="epsilon"):
+        eelib.calibrate(traces_of([1.0], [True]), "entropy", epsilon)
+
+
+def test_other_bad_input():
+    traces = traces_of([1.0], [True])
+    for kwargs in ({"metric": "certainty"}, {"method": "hope"}, {"target": "all"}, {"delta": 0.1}):
+        with pytest.raises(InvalidInputError):
+            eelib.calibrate(traces, **{"metric": "entropy", "epsilon": 0.9, **kwargs})
+    with pytest.raises(CorpusError):
+        eelib.calibrate(traces[:0], "entropy", 0.9)
+    with pytest.raises(InvalidInputError, match="numbers or None"):
+        eelib.Confidence("entropy", (float("nan"),))
+    with pytest.raises(InvalidInputError):
+        eelib.Confidence("certainty", (0.5,))

@@ -1,0 +1,123 @@
+"""Every notebook, run by the batch as a reader would run it, small: on the offline model and on a Pythia-like one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import tiny_model
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+import eelib
+from eelib import benchmarks
+from eelib.workspace import PROJECT
+
+SMALL = {
+    "01_train_heads": {"documents": 48, "length": 48, "epochs": 1, "draft_vocab_size": 2048},
+    "00_quickstart": {"max_new_tokens": 16, "calibration_documents": 4},
+    "02_confidence": {"resamples": 10},
+    "03_calibration": {"epsilons": [0.5, 0.9]},
+    "04_speed_accuracy": {"cases": 4, "questions": 2, "max_new_tokens": 8, "repeats": 1, "epsilons": [0.5, 0.8]},
+    "05_acceptance": {
+        "tuning_prompts": 2, "held_out_prompts": 3, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
+        "draft_lengths": [2, 4],
+    },
+}  # fmt: skip
+
+
+def run_batch(folder: Path, model: dict, **train) -> eelib.Workspace:
+    parameters = {**SMALL, "01_train_heads": SMALL["01_train_heads"] | train}
+    config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "eelib.batch", "paper", "--config", str(folder / "config.yaml")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    return eelib.Workspace("small", folder)
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory) -> eelib.Workspace:
+    folder = tmp_path_factory.mktemp("offline")
+    return run_batch(folder, {"name": "smollm2-135m", "dtype": "bfloat16"})
+
+
+def pythia_like(folder: Path) -> Path:
+    """A random GPT-NeoX with a tokenizer of its own, saved as the Hub would hand it out, and text to read."""
+    questions = [
+        json.loads(line)["prompt"] for line in (PROJECT / "data/benchmarks/gsm8k.jsonl").read_text().splitlines()
+    ]
+    (folder / "text").mkdir()
+    rows = [json.dumps({"text": question}) for question in questions]
+    (folder / "text" / "train.jsonl").write_text("\n".join(rows))
+    bytes_of = ByteLevelBPETokenizer()
+    bytes_of.train_from_iterator(questions, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=bytes_of._tokenizer, **names).save_pretrained(folder / "model")
+    tiny_model("gpt_neox", torch.float32, vocab_size=400, max_position_embeddings=1024).save_pretrained(
+        folder / "model"
+    )
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def pythia(tmp_path_factory) -> eelib.Workspace:
+    folder = tmp_path_factory.mktemp("pythia")
+    model = {"name": str(pythia_like(folder)), "dtype": "float32"}
+    return run_batch(folder, model, corpus=str(folder / "text"), draft_vocab_size=200)
+
+
+def check(workspace: eelib.Workspace) -> None:
+    figures = {p.name for p in workspace.figures.iterdir()}
+    names = {name.rsplit(".", 1)[0] for name in figures}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 11
+    for notebook in SMALL:
+        cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+    acceptance = pd.read_parquet(workspace.results / "acceptance.parquet").set_index("candidate")
+    assert {"plain", "DSSD", "transformers"} < set(acceptance.index)
+    accuracy = pd.read_parquet(workspace.results / "speed_accuracy.parquet")
+    assert len(accuracy) == 2 * 3 and accuracy.accuracy.between(0, 1).all()
+
+
+def test_offline_model(offline):
+    check(offline)
+
+
+def test_pythia_like_model(pythia):
+    check(pythia)
+
+
+def test_a_second_batch_finds_nothing_to_do(offline):
+    command = [sys.executable, "-m", "eelib.batch", "paper", "--config", str(Path(offline.root) / "config.yaml")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_offline_model_stays_lossless(offline, dtype):
+    check_lossless(offline.heads, dtype, n_prompts=3, thresholds=(-2.0,), max_new_tokens=24)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_offline_model_stays_lossless_on_20_prompts(offline, dtype):
+    check_lossless(offline.heads, dtype, n_prompts=20, thresholds=(-4.0, -2.0, -1.0), max_new_tokens=64)
+
+
+def check_lossless(folder, dtype, n_prompts, thresholds, max_new_tokens):
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype=dtype)
+    heads = eelib.ExitHeads.from_pretrained(folder, model)
+    prompts = benchmarks.question_prompts(tokenizer, n_prompts)
+    for threshold in thresholds:
+        policy = eelib.Confidence("entropy", (threshold,) * 4)
+        table = eelib.verify_lossless(model, heads, policy, prompts, max_new_tokens=max_new_tokens)
+        print(f"{dtype}, threshold {threshold}: {(~table.equal).sum()} of {len(table)} differ")
+        print(table[~table.equal].to_string())
+        assert (table.equal | table.near_tie).all()

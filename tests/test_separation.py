@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from eelib import separation
+
+
+def test_risk_coverage_by_hand():
+    curve = separation.risk_coverage(
+        np.array([0.9, 0.5, 0.5, 0.1, -np.inf]), np.array([True, True, False, False, False])
+    )
+    assert curve.coverage.tolist() == [0.2, 0.6, 0.8] and curve.threshold.tolist() == [0.9, 0.5, 0.1]
+    assert curve.risk.round(6).tolist() == [0, 0.333333, 0.5]
+    assert separation.aurc(np.array([2.0, 1.0]), np.array([True, False])) == 0.25
+
+
+@pytest.fixture(scope="module")
+def traces():
+    generator, rows = np.random.default_rng(0), []
+    for sequence in range(30):
+        agrees = generator.random(40) < 0.5
+        good = agrees + generator.normal(size=40)
+        rows.append(
+            pd.DataFrame(
+                {
+                    "sequence": sequence,
+                    "depth": 6,
+                    "agrees": agrees,
+                    "entropy": generator.normal(size=40),
+                    "max_prob": good,
+                    "head_token": 5,
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_separation_ranks_and_brackets(traces):
+    found = separation.separation(traces, ("entropy", "max_prob"), resamples=100).set_index("metric")
+    assert found.auroc["max_prob"] == pytest.approx(roc_auc_score(traces.agrees, traces.max_prob))
+    assert found.auroc_low["entropy"] < 0.5 < found.auroc_high["entropy"]
+    assert found.auroc_less_entropy_low["max_prob"] > 0.1 and found.auroc_less_entropy["entropy"] == 0
+    assert found.aurc["max_prob"] < found.aurc["entropy"] and found.aupr["max_prob"] > found.aupr["entropy"]
+
+
+def test_repeating_tokens_within_a_sequence_narrows_nothing(traces):
+    once = separation.separation(traces, ("entropy", "max_prob"), resamples=50)
+    thrice = separation.separation(pd.concat([traces] * 3), ("entropy", "max_prob"), resamples=50)
+    assert np.allclose(once[["auroc_low", "auroc_high"]], thrice[["auroc_low", "auroc_high"]])
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    generator, hits = np.random.default_rng(1), 0
+    for _ in range(200):
+        _, low, high = separation.mean_interval(generator.normal(size=40), resamples=400)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_intervals_of_nothing_and_of_equal_values():
+    assert separation.mean_interval([2.0, 2.0]) == (2, 2, 2)
+    assert separation.median_interval([3.0]) == (3, 3, 3)
+    assert np.isnan(separation.ratio_interval([0, 0], [0, 0])[0])
+    assert separation.ratio_interval([1, 2, 3], [2, 4, 6])[0] == 0.5

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from conftest import letters, prompts, tiny_model
+
+import eelib
+from eelib import training
+from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
+
+CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def text(llama):
+    """Greedy text of the model's own, of different lengths."""
+    return [
+        llama.generate(p, do_sample=False, max_new_tokens=10 + i, eos_token_id=None)[0]
+        for i, p in enumerate(prompts(14))
+    ]
+
+
+def heads_for(model, kind="mlp"):
+    return eelib.ExitHeads.init(model, [2, 4], kind, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "affine", "linear"])
+@pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
+def test_training_brings_heads_closer_to_the_model(llama, text, kind, loss):
+    heads = heads_for(llama, kind)
+    before = training.evaluate(llama, heads.to(llama.dtype), text)
+    config = eelib.TrainConfig(epochs=12, batch_size=4, learning_rate=1e-2, loss=loss)
+    report = eelib.distil(llama, heads, text, config, validation=text)
+    after = training.evaluate(llama, heads, text)
+    assert (after.agreement > before.agreement).all()
+    assert loss != "kl" or (after.loss < before.loss).all()
+    assert heads.training_record["validation"][0]["agreement"] == after.agreement[0]
+    assert set(report.depth) == {2, 4} and report.tokens.max() == 12 * sum(map(len, text))
+    assert next(heads.parameters()).dtype == llama.dtype and not next(heads.parameters()).requires_grad
+
+
+def test_loss_is_the_mean_over_real_tokens(llama, text):
+    """Padding weighs nothing: a batch of unequal rows has the token-weighted loss of its rows."""
+    heads = heads_for(llama).to(llama.dtype)
+    rows = [training.evaluate(llama, heads, [t]).loss[0] * len(t) for t in text[:3]]
+    together = training.evaluate(llama, heads, text[:3]).loss[0]
+    assert together == pytest.approx(sum(rows) / sum(map(len, text[:3])), rel=1e-5)
+
+
+def test_kl_against_torch(llama, text):
+    heads = heads_for(llama).to(llama.dtype)
+    states = eelib.Backbone.of(llama).states(text[0][None], [2])
+    teacher = llama(text[0][None]).logits[0].log_softmax(-1)
+    student = heads.logits(2, states[2])[0].log_softmax(-1)
+    expected = torch.nn.functional.kl_div(student, teacher, log_target=True, reduction="batchmean").item()
+    assert training.evaluate(llama, heads, text[:1]).loss[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_other_carries_what_is_not_drafted(llama, text):
+    heads = eelib.ExitHeads.init(llama, [2], "mlp", 20, sequences=text, tokenizer=letters())
+    logits = llama(text[0][None]).logits[0]
+    target = training._over_classes(heads, logits)
+    assert target.sum(-1).allclose(torch.ones(len(target)))
+    inside = logits.softmax(-1)[:, heads.draft_tokens].sum(-1)
+    assert target[:, -1].allclose((1 - inside).float(), atol=1e-5)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_path, monkeypatch, at):
+    whole, parts, checkpoint = heads_for(llama), heads_for(llama), tmp_path / "heads.safetensors"
+    report = eelib.distil(llama, whole, text, CONFIG)
+    step = training._train_step
+
+    def killing(model, heads, batch, run, n):
+        if run.step == at:
+            raise KilledError
+        return step(model, heads, batch, run, n)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(training, "_train_step", killing)
+        eelib.distil(llama, parts, text, CONFIG, checkpoint=checkpoint)
+    assert checkpoint.is_file() and list(tmp_path.iterdir()) == [checkpoint]
+    parts = heads_for(llama)
+    resumed = eelib.distil(llama, parts, text, CONFIG, checkpoint=checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+    assert resumed.drop(columns="tokens_per_second").equals(report.drop(columns="tokens_per_second"))
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(llama, text, tmp_path, monkeypatch):
+    checkpoint, step = tmp_path / "heads.safetensors", training._train_step
+
+    def killing(model, heads, batch, run, n):
+        if run.step == 3:
+            raise KilledError
+        return step(model, heads, batch, run, n)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(training, "_train_step", killing)
+        eelib.distil(llama, heads_for(llama), text, CONFIG, checkpoint=checkpoint)
+    with pytest.raises(TrainingError, match="another run"):
+        eelib.distil(llama, heads_for(llama), text[:-1], CONFIG, checkpoint=checkpoint)
+    assert checkpoint.is_file()
+
+
+def test_a_loss_that_is_no_number_stops_training(text):
+    model = tiny_model("llama", torch.float32)
+    heads = heads_for(model)
+    heads.maps["4"].down.weight.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="depth 4 is nan at step 1"):
+        eelib.distil(model, heads, text, CONFIG)
+
+
+def test_nothing_to_train(llama, text):
+    with pytest.raises(CorpusError, match="empty"):
+        eelib.distil(llama, heads_for(llama), [], CONFIG)
+    with pytest.raises(HeadsError, match="nothing to train"):
+        eelib.distil(llama, heads_for(llama, "none"), text, CONFIG)
+    for wrong in ({"loss": "mse"}, {"epochs": 0}, {"learning_rate": -1.0}, {"warmup": 1.0}):
+        with pytest.raises(InvalidInputError):
+            eelib.TrainConfig(**wrong)
