@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -26,10 +25,10 @@ def verify_lossless(
     model: PreTrainedModel,
     heads: ExitHeads | None,
     policy: Policy,
-    prompts: Sequence[Int[Tensor, "1 position"]],
+    prompts: Sequence[Tensor],
     **generate_kwargs,
 ) -> pd.DataFrame:
-    """Compares `eelib.generate` with the model's own greedy `generate`, prompt by prompt.
+    """Compares `eelib.generate` with the model's own greedy `generate`, prompt [1, position] by prompt.
 
     Columns: prompt; tokens (emitted by the model); equal; first_difference (index among the new tokens; -1 when
     equal); gap (of the model's two best logits there, from a plain pass over the common prefix); rounding (one unit
