@@ -1,42 +1,34 @@
-"""Early-exit inference for language models: heads, confidence, calibration, and decoding that stays lossless."""
+"""Early-exit inference for language models: heads, confidence, calibration, and decoding that stays lossless.
 
-from eelib.backbone import Backbone
-from eelib.calibration import Calibration, calibrate
-from eelib.confidence import METRICS, confidence
-from eelib.corpus import Corpus, CorpusConfig, load_corpus
-from eelib.decoding import DecodingOutput, DecodingStats, custom_generate, generate
-from eelib.heads import ExitHeads, HeadConfig
-from eelib.lossless import verify_lossless
-from eelib.models import load_model
-from eelib.policies import Confidence, FixedExit, Never, Policy
-from eelib.traces import record_traces
-from eelib.training import TrainConfig, distil, evaluate
-from eelib.workspace import Workspace
+Names are imported when they are first used, so that `import eelib` costs nothing.
+"""
 
-__all__ = [
-    "METRICS",
-    "Backbone",
-    "Calibration",
-    "Confidence",
-    "Corpus",
-    "CorpusConfig",
-    "DecodingOutput",
-    "DecodingStats",
-    "ExitHeads",
-    "FixedExit",
-    "HeadConfig",
-    "Never",
-    "Policy",
-    "TrainConfig",
-    "Workspace",
-    "calibrate",
-    "confidence",
-    "custom_generate",
-    "distil",
-    "evaluate",
-    "generate",
-    "load_corpus",
-    "load_model",
-    "record_traces",
-    "verify_lossless",
-]
+from importlib import import_module
+
+_HOMES = {
+    "backbone": ["Backbone"],
+    "calibration": ["Calibration", "calibrate"],
+    "confidence": ["METRICS"],
+    "corpus": ["Corpus", "CorpusConfig", "load_corpus"],
+    "decoding": ["DecodingOutput", "DecodingStats", "custom_generate", "generate"],
+    "heads": ["ExitHeads", "HeadConfig"],
+    "lossless": ["verify_lossless"],
+    "models": ["load_model"],
+    "policies": ["Confidence", "FixedExit", "Never", "Policy"],
+    "traces": ["record_traces"],
+    "training": ["TrainConfig", "distil", "evaluate"],
+    "workspace": ["Workspace"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'eelib' has no attribute {name!r}")
+    return getattr(import_module(f"eelib.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME_OF]

@@ -16,12 +16,13 @@ the logits, p their softmax, (1) and (2) the two largest.
 """
 
 AXIS_LABELS = {
-    "entropy": "negative entropy −H(p) [nats]",
-    "max_prob": "largest probability",
-    "margin": "margin of the two largest probabilities",
-    "max_logit": "largest logit",
-    "margin_logit": "margin of the two largest logits",
+    "entropy": "entropy: −H(p) [nats]",
+    "max_prob": "max_prob: p(1)",
+    "margin": "margin: p(1) − p(2)",
+    "max_logit": "max_logit: z(1)",
+    "margin_logit": "margin_logit: z(1) − z(2)",
 }
+"""What axes say of each metric; `entropy` holds the negative of the entropy, so that larger is surer."""
 
 
 def check_metric(metric: str) -> str:

@@ -286,7 +286,9 @@ _REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
 def _refuse_unsupported(input_ids: Tensor, config: GenerationConfig, model_kwargs: dict) -> None:
     for name, refused in _REFUSED.items():
         if refused(config):
-            raise UnsupportedError(f"{name}={getattr(config, name)} is not supported: decoding here is greedy.")
+            raise UnsupportedError(
+                f"{name}={getattr(config, name)} is not supported: this engine is greedy and returns tokens only."
+            )
     if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise UnsupportedError(
             f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt a call."

@@ -51,6 +51,7 @@ def load_model(
             f"{name} lacks {len(absent)} of the weights of a {type(model).__name__} or has them in another shape, "
             f"{absent[0]} for one. Is it a causal language model, completely downloaded?"
         )
+    model.config._name_or_path = str(name)  # what artefacts call it by: the name, not where it lies on this machine
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 

@@ -178,9 +178,8 @@ class _Run:
         self.step, self.tokens, self.log = state["step"], state["tokens"], state["log"]
         for name, parameter in self.heads.named_parameters():
             parameter.data.copy_(tensors[f"{name}.value"])
-            self.optimizer.state[parameter] = {
-                key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+            moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": tensors[f"{name}.step"], **moments}
 
     def save(self) -> None:
         if self.path is None:

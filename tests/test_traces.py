@@ -27,7 +27,7 @@ def test_traces_say_what_heads_and_model_say(llama, texts):
     assert row.head_token == logits.argmax().item() and row["head"] == 2
     assert row.teacher_token == llama(texts[3][None]).logits[0, 11].argmax().item()
     assert row.agrees == (row.head_token == row.teacher_token)
-    for metric, score in eelib.confidence(logits[None]).items():
+    for metric, score in eelib.confidence.confidence(logits[None]).items():
         assert row[metric] == pytest.approx(score.item(), rel=1e-5)
 
 
