@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -38,12 +39,24 @@ def verify_lossless(
     for index, prompt in enumerate(tqdm(prompts, desc="comparing", unit="prompt")):
         ours = generate(model, prompt, heads=heads, policy=policy, **generate_kwargs).sequences[0]
         own = model.generate(prompt, **{"do_sample": False, **generate_kwargs})[0]
-        row = {"prompt": index, "tokens": len(own) - prompt.shape[1], "equal": torch.equal(ours, own)}
-        rows.append(row | _difference(model, prompt.shape[1], ours, own))
+        rows.append({"prompt": index, **first_difference(model, prompt.shape[1], ours, own)})
     return pd.DataFrame(rows)
 
 
-def _difference(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor) -> dict:
+@torch.no_grad()
+def first_difference(
+    model: PreTrainedModel, prompt_length: int, ours: Int[Tensor, " ours"], own: Int[Tensor, " own"]
+) -> dict[str, int | float | bool]:
+    """Where two texts after one prompt part, and whether that is a near-tie; the columns of `verify_lossless`.
+
+    Args:
+        ours, own: prompt and new tokens; `own` is the model's.
+    """
+    found = {"tokens": len(own) - prompt_length, "equal": torch.equal(ours, own)}
+    return found | _gap(model, prompt_length, ours, own)
+
+
+def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor) -> dict:
     if torch.equal(ours, own):
         return {"first_difference": -1, "gap": float("nan"), "rounding": float("nan"), "near_tie": False}
     common = min(len(ours), len(own))
