@@ -92,10 +92,8 @@ def generate(
     """
 
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        session = _Session(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs, heads, policy
-        )
-        return session.decode(verify, streamer)
+        given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+        return _Session(model, input_ids, *given, heads, policy).decode(verify, streamer)
 
     return model.generate(input_ids, custom_generate=engine, **generate_kwargs)
 
@@ -118,10 +116,8 @@ def custom_generate(
     """
     if policy is None:
         raise InvalidInputError("custom_generate needs policy=..., for example eelib.FixedExit(6, 4).")
-    session = _Session(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs, heads, policy
-    )
-    output = session.decode(verify, None)
+    given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+    output = _Session(model, input_ids, *given, heads, policy).decode(verify, None)
     return output if generation_config.return_dict_in_generate else output.sequences
 
 
