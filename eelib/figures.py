@@ -18,6 +18,7 @@ COLUMN, PAGE = 3.25, 5.5
 
 PALETTE = sns.color_palette("colorblind")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 METRIC_STYLE = {m: {"color": PALETTE[i], "linestyle": LINES[i]} for i, m in enumerate(METRICS)}
 """Colour and dash of each metric, the same in every figure: nobody must tell lines apart by colour alone."""
 
@@ -37,6 +38,13 @@ def use_style() -> None:
 def depth_style(depths: Sequence[int]) -> dict[int, dict]:
     """Colour and dash of each depth."""
     return {d: {"color": PALETTE[i % 10], "linestyle": LINES[i % len(LINES)]} for i, d in enumerate(sorted(depths))}
+
+
+def epsilon_style(epsilons: Sequence[float]) -> dict[float, dict]:
+    """Colour and marker of each ε, from loose (light) to strict (dark)."""
+    ordered = sorted(epsilons)
+    shades = sns.color_palette("flare", len(ordered))
+    return {e: {"color": shades[i], "marker": MARKERS[i % len(MARKERS)]} for i, e in enumerate(ordered)}
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame) -> None:
