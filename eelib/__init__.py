@@ -14,7 +14,7 @@ _HOMES = {
     "heads": ["ExitHeads", "HeadConfig"],
     "lossless": ["verify_lossless"],
     "models": ["load_model"],
-    "policies": ["Confidence", "FixedExit", "Never", "Policy"],
+    "policies": ["Confidence", "FixedExit", "Never", "Policy", "Schedule"],
     "traces": ["record_traces"],
     "training": ["TrainConfig", "distil", "evaluate"],
     "workspace": ["Workspace"],

@@ -1,11 +1,9 @@
 """A frozen language model cut into segments of blocks: embed, run a segment, unembed.
 
-Nothing here knows an architecture by name. The block list, the final norm and the unembedding are found by probing,
-and a model whose parts do not add up to its own logits is refused (the chief complaint about tools with a list of
-architectures is "mine is missing").
+Nothing here knows an architecture by name: what surrounds the blocks is the model's own code, run with stand-ins in
+the blocks' places, and a model whose parts do not add up to its own logits is refused.
 """
 
-import copy
 import hashlib
 import weakref
 from collections.abc import Sequence
@@ -15,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from eelib.errors import InvalidInputError, ModelError
-
-_PROBE = 5  # positions of the probing pass
+from eelib.kvcache import KVCache
+from eelib.probing import Recorder, Tap, find_parts, with_parts
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,10 @@ class Span:
     calls: list[tuple[tuple, dict[str, Any]]]
 
 
-class _Recorder(nn.Module):
-    """Stands in a block's place, keeps what the block was called with, and passes the hidden state on."""
-
-    def __init__(self, block: nn.Module, returns_tuple: bool):
-        super().__init__()
-        self.block, self.returns_tuple, self.call = block, returns_tuple, None
-
-    def __getattr__(self, name: str):  # models ask blocks for attributes such as `attention_type`
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("block"), name)
-
-    def forward(self, hidden, *args, **kwargs):
-        self.call = (hidden, args, kwargs)
-        return (hidden,) if self.returns_tuple else hidden
-
-
 class Backbone:
     """A causal language model, its blocks callable one segment at a time. The model itself is never changed.
 
-    Get one with `Backbone.of(model)`: probing costs two forward passes, so it is done once per model.
+    Get one with `Backbone.of(model)`: probing costs a few forward passes, so it is done once per model.
 
     Raises:
         ModelError: the model cannot be cut; the message says what was found.
@@ -66,16 +46,17 @@ class Backbone:
     _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: PreTrainedModel):
-        self._model = weakref.ref(model)
-        self._path, self.blocks = _find_blocks(model)
-        probe = torch.arange(_PROBE, device=model.device)[None] % model.config.get_text_config().vocab_size
-        logits, self.final_norm, returns_tuple = _find_final_norm(model, self._path, self.blocks, probe)
-        self.unembedding = model.get_output_embeddings()
-        if self.unembedding is None:
-            raise ModelError(f"{type(model).__name__} has no output embeddings: expected a causal language model.")
-        self._recorders = [_Recorder(block, returns_tuple) for block in self.blocks]
-        self._skeleton = _skeleton(model, self._path, nn.ModuleList(self._recorders))
-        _check(self, probe, logits)
+        parts = find_parts(model)
+        self._model, self._parts = weakref.ref(model), parts
+        self.blocks, self.final_norm, self.unembedding = parts.blocks, parts.final_norm, parts.unembedding
+        self.hidden_size = parts.hidden_size
+        self._recorders = [Recorder(block, parts.n_returned) for block in parts.blocks]
+        self._tap = Tap(parts.unembedding)
+        recorders = nn.ModuleList(self._recorders)
+        self._decoder = with_parts(model.get_submodule(parts.decoder_path), {parts.blocks_path: recorders})
+        blocks_path = f"{parts.decoder_path}.{parts.blocks_path}"
+        self._around = with_parts(model, {blocks_path: recorders, parts.unembedding_path: self._tap})
+        self._check()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Backbone":
@@ -93,10 +74,6 @@ class Backbone:
         return len(self.blocks)
 
     @property
-    def hidden_size(self) -> int:
-        return self.unembedding.weight.shape[1]
-
-    @property
     def vocab_size(self) -> int:
         return self.unembedding.weight.shape[0]
 
@@ -106,29 +83,75 @@ class Backbone:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @torch.no_grad()
-    def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: Cache | None = None) -> Span:
+    def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: KVCache | None = None) -> Span:
         """Embeds tokens and records what each block would be called with at the positions from `start` on.
 
-        The model's own forward runs with its blocks replaced by recorders, so that masks, rotary tables and positions
-        are the model's own. `cache` must report `start` as the length of every layer; None means: no cache.
+        The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are the
+        model's own.
         """
-        self._skeleton(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
+        try:
+            if cache is not None:
+                cache.reported = start
+            self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
+        finally:
+            if cache is not None:
+                cache.reported = None
         calls = [recorder.call for recorder in self._recorders]
         for recorder in self._recorders:
             recorder.call = None
         return Span(start, input_ids.shape[1], calls[0][0], [(args, kwargs) for _, args, kwargs in calls])
 
-    def run(self, first: int, last: int, hidden: Float[Tensor, "batch position hidden"], span: Span) -> Tensor:
-        """Runs the blocks first, ..., last - 1 on the positions of `span`. Returns [batch, position, hidden]."""
-        for block, (args, kwargs) in zip(self.blocks[first:last], span.calls[first:last], strict=True):
+    def run(
+        self,
+        first: int,
+        last: int,
+        hidden: Float[Tensor, "batch position hidden"],
+        span: Span,
+        blocks: Sequence[nn.Module] | None = None,
+    ) -> Tensor:
+        """Runs the blocks first, ..., last - 1 on the positions of `span`. Returns [batch, position, hidden].
+
+        blocks: others to run in place of the model's own.
+        """
+        blocks = self.blocks if blocks is None else blocks
+        for block, (args, kwargs) in zip(blocks[first:last], span.calls[first:last], strict=True):
             hidden = block(hidden, *args, **kwargs)
             if isinstance(hidden, tuple):
                 hidden = hidden[0]
         return hidden
 
+    def normalise(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... width"]:
+        """From a state after the blocks to what the unembedding reads: the final norm, and whatever the model adds."""
+        if self._parts.norm_is_all:
+            return self.final_norm(hidden)
+        return self._run_around(state=hidden)
+
+    def finish(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... classes"]:
+        """What the model does to the unembedding's output: scaling or soft-capping, if any. Works class by class."""
+        if self._parts.raw:
+            return logits
+        return self._run_around(logits=logits)
+
     def unembed(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The model's logits for states that have passed `n_blocks` blocks (or fewer: the logit lens)."""
-        return self.unembedding(self.final_norm(hidden))
+        return self.finish(self.unembedding(self.normalise(hidden)))
+
+    def _run_around(self, state: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
+        """The model's own code around blocks and unembedding, every row a sequence of one position."""
+        given = state if state is not None else logits
+        rows = given.reshape(-1, 1, given.shape[-1])
+        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
+        recorder = self._recorders[-1]
+        recorder.state = rows if state is not None else rows.new_zeros(*rows.shape[:2], self.hidden_size)
+        self._tap.logits = rows if logits is not None else None
+        try:
+            output = self._around(input_ids=ids, use_cache=False).logits
+            found = output if logits is not None else self._tap.given
+        finally:
+            recorder.state = self._tap.logits = self._tap.given = None
+            for recorder in self._recorders:
+                recorder.call = None
+        return found.reshape(*given.shape[:-1], found.shape[-1])
 
     @torch.no_grad()
     def states(self, input_ids: Int[Tensor, "batch position"], depths: Sequence[int]) -> dict[int, Tensor]:
@@ -175,68 +198,28 @@ class Backbone:
             digest.update(values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuses a model whose parts, put together by us in two ways, do not give its own logits.
 
-def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    n_blocks = model.config.get_text_config().num_hidden_layers
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    found = {name: m for name, m in lists.items() if len(m) == n_blocks and "." in name}
-    if len(found) != 1:
-        raise ModelError(
-            f"Cannot cut {type(model).__name__}: expected exactly one list of {n_blocks} blocks, found "
-            f"{list(found) or 'none'} among { ({name: len(m) for name, m in lists.items()}) }."
-        )
-    return next(iter(found.items()))
-
-
-def _find_final_norm(model, path, blocks, probe) -> tuple[Tensor, nn.Module, bool]:
-    """One plain pass: its logits, the module that takes the last block's output, and whether blocks return tuples."""
-    owner = model.get_submodule(path.rpartition(".")[0])
-    outputs, takers = [], []
-
-    def after_last_block(module, args, output):
-        outputs.append(output)
-
-    def before_child(module, args):
-        last = outputs[-1][0] if outputs and isinstance(outputs[-1], tuple) else outputs[-1] if outputs else None
-        if args and args[0] is last:
-            takers.append(module)
-
-    children = [child for child in owner.children() if child is not blocks]
-    handles = [blocks[-1].register_forward_hook(after_last_block)]
-    handles += [child.register_forward_pre_hook(before_child) for child in children]
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=probe, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(takers) > 1:
-        raise ModelError(f"Cannot cut {type(model).__name__}: {len(takers)} modules take the last block's output.")
-    return logits, takers[0] if takers else nn.Identity(), isinstance(outputs[-1], tuple)
-
-
-def _skeleton(model: PreTrainedModel, path: str, recorders: nn.ModuleList) -> nn.Module:
-    """The model's decoder as a shallow copy that shares every parameter but has recorders for blocks.
-
-    A copy, so that a call can neither leave the model changed nor be seen by another one.
-    """
-    *parents, name = path.split(".")
-    decoder = model.get_submodule(".".join(parents))
-    skeleton = copy.copy(decoder)
-    skeleton._modules = dict(decoder._modules)
-    skeleton._modules[name] = recorders
-    return skeleton
-
-
-def _check(backbone: Backbone, probe: Tensor, logits: Tensor) -> None:
-    """Refuses a model whose parts, put together by us, do not give its own logits."""
-    with torch.no_grad():
-        ours = backbone.unembed(backbone.states(probe, [backbone.n_blocks])[backbone.n_blocks])
-    tolerance = 16 * torch.finfo(logits.dtype).eps * logits.abs().max().item()
-    difference = (ours - logits).abs().max().item() if ours.shape == logits.shape else float("inf")
-    if not difference <= tolerance:
-        raise ModelError(
-            f"Cannot cut {type(backbone.model).__name__}: blocks, {type(backbone.final_norm).__name__} and unembedding "
-            f"give logits of shape {list(ours.shape)} that differ by {difference:.3g} from its own of shape "
-            f"{list(logits.shape)}; at most {tolerance:.3g} was expected."
-        )
+        In one pass; and as decoding does, with a cache: half of the blocks position by position, the rest at once.
+        """
+        probe, logits = self._parts.probe, self._parts.logits
+        n_blocks, half, eps = self.n_blocks, self.n_blocks // 2, torch.finfo(logits.dtype).eps
+        once = self.unembed(self.states(probe, [n_blocks])[n_blocks])
+        cache, hidden = KVCache(self.model.config, probe.shape[1]), []
+        for i in range(probe.shape[1]):
+            span = self.capture(probe[:, i : i + 1], i, cache)
+            hidden.append(self.run(0, half, span.hidden, span))
+        rest = self.run(half, n_blocks, torch.cat(hidden, dim=1), self.capture(probe, 0, cache))
+        for found, tolerance, how in (
+            (once, 16 * eps, "in one pass"),
+            (self.unembed(rest), max(eps**0.5, 1e-5), "position by position with a cache"),
+        ):
+            difference = (found - logits).abs().max().item() if found.shape == logits.shape else float("inf")
+            if not difference <= tolerance * logits.abs().max().item():
+                raise ModelError(
+                    f"Cannot cut {type(self.model).__name__}: blocks, {type(self.final_norm).__name__} and "
+                    f"unembedding, {how}, give logits of shape {list(found.shape)} that differ by {difference:.3g} "
+                    f"from its own of shape {list(logits.shape)} and size up to {logits.abs().max():.3g}."
+                )

@@ -17,9 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eelib.backbone import Backbone
 from eelib.errors import CorpusError, InvalidInputError
-from eelib.frontier import KVCache
+from eelib.kvcache import KVCache
 from eelib.workspace import written_whole
 
 SPLITS = {"train": 0.7, "calibration": 0.15, "test": 0.15}
@@ -214,7 +213,7 @@ def as_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "1 p
 @torch.no_grad()
 def _sample(model, tokens: Tensor, length: int, temperature: float, generator: torch.Generator) -> Tensor:
     """Samples on to `length` tokens, through ends of turns. Returns [batch, length]."""
-    cache = KVCache(Backbone.of(model).n_blocks, length)
+    cache = KVCache(model.config, length)
     fed = tokens
     while tokens.shape[1] < length:
         logits = model(input_ids=fed, past_key_values=cache, logits_to_keep=1).logits[:, -1]

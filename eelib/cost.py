@@ -41,7 +41,7 @@ def costs(model: PreTrainedModel, heads: ExitHeads) -> Costs:
     whole = backbone.n_blocks * block + unembedding
     shared = 0 if heads.config.kind == "linear" else unembedding
     if heads.draft_tokens is not None:
-        shared = len(heads.draft_tokens) * backbone.hidden_size
+        shared = len(heads.draft_tokens) * backbone.unembedding.weight.shape[1]
     own = {depth: _weights(heads.maps[str(depth)]) for depth in heads.depths}
     return Costs(block / whole, unembedding / whole, {d: (own[d] + shared) / whole for d in heads.depths})
 

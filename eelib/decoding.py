@@ -5,7 +5,6 @@ generation configs, logits processors and stopping criteria.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,7 +18,9 @@ from eelib.backbone import Backbone
 from eelib.errors import HeadsError, InvalidInputError, UnsupportedError
 from eelib.frontier import Frontier
 from eelib.heads import ExitHeads
+from eelib.options import attended, prepared
 from eelib.policies import Policy
+from eelib.sampling import Draft, Greedy, Sampling
 
 TRACE_COLUMNS = ("round", "position", "token_id", "depth", "score", "drafted", "accepted")
 
@@ -73,18 +74,24 @@ def generate(
     policy: Policy,
     heads: ExitHeads | None = None,
     verify: bool = True,
+    exact: bool = False,
     streamer: BaseStreamer | None = None,
     **generate_kwargs,
 ) -> DecodingOutput:
-    """Decodes with early exits, greedily, one sequence.
+    """Decodes one sequence with early exits.
 
     Args:
         policy: where to exit and when to stop drafting.
         heads: trained heads; None reads exits with the model's own norm and unembedding.
-        verify: True: exits are drafts, and the output is the full model's own. False: an exited token is final.
+        verify: True: exits are drafts, and the output is the full model's own: the same tokens when greedy, the same
+            distribution when sampling. False: an exited token is final.
+        exact: verify with the bits that decoding one token at a time has (see `eelib.exact`), so that also in
+            bfloat16 not even a near-tie falls the other way.
         streamer: gets the prompt and each token once it is final, and `.end()` in any case.
-        generate_kwargs: transformers' own (max_new_tokens, eos_token_id, logits_processor, stopping_criteria,
-            generation_config, ...); what is not given comes from `model.generation_config`.
+        generate_kwargs: transformers' own (max_new_tokens, do_sample, temperature, eos_token_id, stop_strings with
+            tokenizer, attention_mask, logits_processor, stopping_criteria, generation_config, ...);
+            what is not given comes from `model.generation_config`. Processors must be functions of prefix and scores,
+            stopping criteria of the prefix: both are asked about drafts as well.
 
     Raises:
         UnsupportedError: an option that this engine does not offer. HeadsError: heads that do not fit model or policy.
@@ -93,9 +100,9 @@ def generate(
 
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-        return _Session(model, input_ids, *given, heads, policy).decode(verify, streamer)
+        return _Session(model, input_ids, *given, heads, policy, exact).decode(verify, streamer)
 
-    return model.generate(input_ids, custom_generate=engine, **generate_kwargs)
+    return model.generate(input_ids, custom_generate=engine, **prepared(model, generate_kwargs))
 
 
 def custom_generate(
@@ -107,48 +114,51 @@ def custom_generate(
     heads: ExitHeads | None = None,
     policy: Policy | None = None,
     verify: bool = True,
+    exact: bool = False,
     **model_kwargs,
 ):
     """For `model.generate(input_ids, custom_generate=eelib.custom_generate, heads=heads, policy=policy)`.
 
-    Returns what transformers would: the sequences, or with `return_dict_in_generate` a `DecodingOutput`. A streamer
-    given there does not reach a callable (transformers drops it); use `eelib.generate` for that.
+    Returns what transformers would: the sequences, or with `return_dict_in_generate` a `DecodingOutput`. Transformers
+    (5.23) drops a streamer and a tokenizer on the way to a callable; use `eelib.generate` for streaming and for stop
+    strings.
     """
     if policy is None:
         raise InvalidInputError("custom_generate needs policy=..., for example eelib.FixedExit(6, 4).")
     given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-    output = _Session(model, input_ids, *given, heads, policy).decode(verify, None)
+    output = _Session(model, input_ids, *given, heads, policy, exact).decode(verify, None)
     return output if generation_config.return_dict_in_generate else output.sequences
-
-
-@dataclass(frozen=True)
-class _Draft:
-    token: int
-    depth: int
-    score: float
 
 
 class _Session:
     """One call: a frontier, the tokens so far, and the books."""
 
-    def __init__(self, model, input_ids, processors, stops, config, model_kwargs, heads, policy):
-        _refuse_unsupported(input_ids, config, model_kwargs)
+    def __init__(self, model, input_ids, processors, stops, config, model_kwargs, heads, policy, exact):
         self.backbone = Backbone.of(model)
+        self.read = attended(input_ids, config, model_kwargs)
+        self.unread = int((~self.read).sum())
+        if self.unread and exact:
+            raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
         if heads is not None and heads.backbone is not self.backbone:
             raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
-        head_depths = heads.depths if heads is not None else tuple(range(1, self.backbone.n_blocks))
-        self.cuts = policy.cuts(head_depths)
-        if heads is None and self.cuts:
-            heads = ExitHeads.init(model, self.cuts, "none")
-        self.heads, self.policy, self.processors, self.stops = heads, policy, processors, stops
+        n_blocks = self.backbone.n_blocks
+        head_depths = heads.depths if heads is not None else tuple(range(1, n_blocks))
+        self.cuts = tuple(depth for depth in policy.cuts(head_depths) if depth != n_blocks)
+        own = [depth for depth in self.cuts if heads is None or depth not in heads.depths]
+        lens = ExitHeads.init(model, own, "none") if own else None
+        self.heads = {depth: lens if depth in own else heads for depth in self.cuts}
+        self.policy, self.processors, self.stops = policy, processors, stops
+        self.rule = Sampling() if config.do_sample else Greedy()
+        self.plain = not config.do_sample and not processors
         self.state = policy.start(input_ids, head_depths)
-        self.max_length = config.max_length
         self.tokens = input_ids.to(model.device)  # [1, position], all final
-        self.frontier = Frontier(self.backbone, self.cuts, capacity=self.max_length)
+        self.frontier = Frontier(self.backbone, self.cuts, config.max_length - self.unread, exact)
+        if any(self.frontier.cache.windows) and (self.read.int().diff() < 0).any():
+            raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
         self.head_positions = dict.fromkeys(self.cuts, 0)
         self.drafted = self.accepted = self.rounds = 0
         self.rows: list[tuple] = []
-        self.ended = self.tokens.shape[1] >= self.max_length
+        self.ended = self.tokens.shape[1] >= config.max_length
 
     def decode(self, verify: bool, streamer: BaseStreamer | None) -> DecodingOutput:
         started, prompt_length = time.perf_counter(), self.tokens.shape[1]
@@ -156,8 +166,8 @@ class _Session:
         try:
             self.put(self.tokens.cpu())
             if not self.ended:
-                self.frontier.feed(self.tokens)
-                self._emit(self._choices(self.frontier.complete()[:, -1:], self.tokens)[0])
+                self.frontier.feed(self.tokens[:, self.read])
+                self._emit_own()
             advance = self._round if verify else self._step
             while not self.ended:
                 advance()
@@ -178,33 +188,44 @@ class _Session:
 
     def _round(self) -> None:
         """Drafts, verifies all drafts in one pass, and emits the longest right prefix and the model's next token."""
-        prefix, drafts = self.tokens, []
+        prefix, drafts, limit = self.tokens, [], self.policy.draft_limit(self.state)
         self.rounds += 1
         while True:
             self.frontier.feed(prefix[:, -1:])
-            draft = self._draft(prefix) if len(drafts) < self.policy.max_draft else None
+            draft = self._draft(prefix) if len(drafts) < limit else None
             if draft is None:
                 break
             drafts.append(draft)
             prefix = _append(prefix, draft.token)
             if self._ends(prefix):
                 break  # nothing can follow this draft, so it is not fed
-        # One state more than drafts, but where the last draft could not be followed.
-        choices = self._choices(self.frontier.complete(), prefix)
-        n_accepted = 0
-        for draft, choice in zip(drafts, choices, strict=False):
-            if draft.token != choice:
-                break
-            n_accepted += 1
-        self.drafted, self.accepted = self.drafted + len(drafts), self.accepted + n_accepted
+        logits = self.frontier.unembed(self.frontier.complete())[0]
+        self.drafted += len(drafts)
+        n_accepted = self._judge(drafts, logits, prefix)
+        self.accepted += n_accepted
         self.policy.observe(self.state, len(drafts), n_accepted)
-        for draft in drafts[:n_accepted]:
-            self._emit(draft.token, draft, drafted=True)
-        for i, draft in enumerate(drafts[n_accepted:]):
-            self._note(self.tokens.shape[1] + i, draft.token, draft, drafted=True, accepted=False)
-        if n_accepted < len(choices) and not self.ended:
-            self._emit(choices[n_accepted])
-        self.frontier.roll_back(self.tokens.shape[1] - 1)  # the newest token is final, but not fed
+        self.frontier.roll_back(self.tokens.shape[1] - 1 - self.unread)  # the newest token is final, but not fed
+
+    def _judge(self, drafts: list[Draft], logits: Tensor, prefix: Tensor) -> int:
+        """Emits what stands; returns the number of accepted drafts.
+
+        logits: [state, vocab], the model's at the state before each draft, and at the last draft's if it was fed.
+        """
+        start = self.tokens.shape[1]
+        for i, row in enumerate(logits):
+            scores = self._scores(prefix[:, : start + i], row[None])
+            if i == len(drafts):
+                self._emit(self.rule.draw(scores)[0])
+                return i
+            token = self.rule.judge(drafts[i], scores)
+            if token != drafts[i].token:
+                self._note_rejected(drafts[i:], start + i)
+                self._emit(token)
+                return i
+            self._emit(token, drafts[i], drafted=True)
+            if self.ended:
+                self._note_rejected(drafts[i + 1 :], start + i + 1)
+                return i + 1
 
     def _step(self) -> None:
         """Early exit: the first head that is sure enough speaks, and that is final."""
@@ -213,46 +234,51 @@ class _Session:
         if draft is not None:
             self._emit(draft.token, draft)
         else:
-            self._emit(self._choices(self.frontier.complete()[:, -1:], self.tokens)[0])
+            self._emit_own()
 
-    def _draft(self, prefix: Tensor) -> _Draft | None:
+    def _draft(self, prefix: Tensor) -> Draft | None:
         """Takes the newest position up, exit by exit, until a head speaks; None when none does."""
+        position = prefix.shape[1] - 1
         for segment, depth in enumerate(self.cuts):
             hidden = self.frontier.advance(segment)[:, -1]
-            logits = self.heads.logits(depth, hidden)
-            self.head_positions[depth] += 1
-            token = self._head_token(logits, prefix)
-            if token < 0:
+            if not self.policy.asks(self.state, depth, position):
                 continue
-            exits, score = self.policy.exits(self.state, depth, logits, hidden, prefix.shape[1] - 1)
+            logits = self.heads[depth].logits(depth, hidden)
+            self.head_positions[depth] += 1
+            token = self.heads[depth].tokens(logits).item()
+            if token < 0:
+                continue  # "other" leads: the head declines
+            exits, score = self.policy.exits(self.state, depth, logits, hidden, position)
+            if exits and self.plain:
+                return Draft(token, depth, score)
             if exits:
-                return _Draft(token, depth, score)
+                scores = self._scores(prefix, self.heads[depth].widen(logits))
+                if scores.isfinite().any():  # else processors left nothing that the head can draft
+                    token, probabilities = self.rule.draw(scores)
+                    return Draft(token, depth, score, probabilities)
         return None
 
-    def _head_token(self, logits: Tensor, prefix: Tensor) -> int:
-        """The token a head would draft; -1 when it declines."""
-        token = self.heads.tokens(logits).item()
-        if token < 0 or not self.processors:
-            return token
-        scores = self.processors(prefix, self.heads.widen(logits).float())
-        return scores.argmax(-1).item() if scores.isfinite().any() else -1
+    def _scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
+        """What a token is chosen by, [1, vocab]: a float32 copy, as in transformers, through the processors."""
+        scores = logits.to(torch.float32, copy=True)
+        return self.processors(prefix, scores) if self.processors else scores
 
-    def _choices(self, hidden: Tensor, prefix: Tensor) -> list[int]:
-        """The full model's greedy tokens after the last states of `prefix`, [1, position, hidden] -> one a state."""
-        logits = self.backbone.unembed(hidden)[0].float()  # float32, as transformers picks its tokens
-        if self.processors:
-            start = self.frontier.length - len(logits) + 1  # tokens read by the first of these states
-            rows = [self.processors(prefix[:, : start + i], row[None]) for i, row in enumerate(logits)]
-            logits = torch.cat(rows)
-        return logits.argmax(-1).tolist()
+    def _emit_own(self) -> None:
+        """Takes every position to the end; the full model speaks."""
+        logits = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
+        self._emit(self.rule.draw(self._scores(self.tokens, logits))[0])
 
-    def _emit(self, token: int, draft: _Draft | None = None, drafted: bool = False) -> None:
+    def _emit(self, token: int, draft: Draft | None = None, drafted: bool = False) -> None:
         self._note(self.tokens.shape[1], token, draft, drafted, accepted=drafted)
         self.tokens = _append(self.tokens, token)
         self.put(self.tokens[:, -1].cpu())
         self.ended = self._ends(self.tokens)
 
-    def _note(self, position: int, token: int, draft: _Draft | None, drafted: bool, accepted: bool) -> None:
+    def _note_rejected(self, drafts: list[Draft], start: int) -> None:
+        for position, draft in enumerate(drafts, start):
+            self._note(position, draft.token, draft, drafted=True, accepted=False)
+
+    def _note(self, position: int, token: int, draft: Draft | None, drafted: bool, accepted: bool) -> None:
         depth, score = (draft.depth, draft.score) if draft else (self.backbone.n_blocks, float("nan"))
         self.rows.append((self.rounds, position, token, depth, score, drafted, accepted))
 
@@ -262,37 +288,3 @@ class _Session:
 
 def _append(tokens: Tensor, token: int) -> Tensor:
     return torch.cat([tokens, tokens.new_tensor([[token]])], dim=1)
-
-
-_REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
-    "do_sample": lambda c: bool(c.do_sample),
-    "num_beams": lambda c: (c.num_beams or 1) > 1,
-    "num_return_sequences": lambda c: (c.num_return_sequences or 1) > 1,
-    "penalty_alpha": lambda c: bool(c.penalty_alpha),
-    "dola_layers": lambda c: c.dola_layers is not None,
-    "prompt_lookup_num_tokens": lambda c: c.prompt_lookup_num_tokens is not None,
-    "assistant_early_exit": lambda c: c.assistant_early_exit is not None,
-    "output_scores": lambda c: bool(c.output_scores),
-    "output_logits": lambda c: bool(c.output_logits),
-    "output_attentions": lambda c: bool(c.output_attentions),
-    "output_hidden_states": lambda c: bool(c.output_hidden_states),
-}
-
-
-def _refuse_unsupported(input_ids: Tensor, config: GenerationConfig, model_kwargs: dict) -> None:
-    for name, refused in _REFUSED.items():
-        if refused(config):
-            raise UnsupportedError(
-                f"{name}={getattr(config, name)} is not supported: this engine is greedy and returns tokens only."
-            )
-    if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
-        raise UnsupportedError(
-            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt a call."
-        )
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise UnsupportedError("inputs_embeds is not supported: give input_ids.")
-    if model_kwargs.get("attention_mask") is not None:  # transformers drops a mask that is all ones
-        raise UnsupportedError("attention_mask with zeros is not supported: give the prompt without padding.")
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise UnsupportedError("A filled past_key_values is not supported: give the whole prompt.")

@@ -88,14 +88,15 @@ class _Affine(nn.Module):
 
 
 class _Untied(nn.Module):
-    """Root-mean-square norm and an unembedding of its own, which starts as a copy of the model's."""
+    """Root-mean-square norm and an unembedding of its own, which starts as a copy of the model's where it can."""
 
-    def __init__(self, unembedding: nn.Module):
+    def __init__(self, unembedding: nn.Module, hidden_size: int):
         super().__init__()
-        vocab_size, hidden_size = unembedding.weight.shape
+        vocab_size, width = unembedding.weight.shape
         self.scale = nn.Parameter(torch.ones(hidden_size))
         self.unembedding = _Linear(hidden_size, vocab_size, bias=False)
-        self.unembedding.weight.data.copy_(unembedding.weight)
+        if width == hidden_size:  # else the model projects its states first, and there is nothing to copy
+            self.unembedding.weight.data.copy_(unembedding.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.unembedding(F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype)))
@@ -115,19 +116,19 @@ class ExitHeads(nn.Module):
         self.config = config
         self.training_record: dict = {}
         self._of = (backbone, model)  # in a tuple, so that the model's weights are not registered as the heads' own
-        hidden_size = backbone.hidden_size
+        hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             make = {
                 "mlp": lambda: _GatedMLP(hidden_size, config.width or hidden_size),
                 "affine": lambda: _Affine(hidden_size),
-                "linear": lambda: _Untied(backbone.unembedding),
+                "linear": lambda: _Untied(backbone.unembedding, hidden_size),
                 "none": nn.Identity,
             }[config.kind]
             self.maps = nn.ModuleDict({str(depth): make() for depth in config.depths})
             self.others = nn.ModuleDict()
             if draft_tokens is not None:
-                self.others.update({str(depth): _Linear(hidden_size, 1) for depth in config.depths})
+                self.others.update({str(depth): _Linear(width, 1) for depth in config.depths})
         self.register_buffer("draft_tokens", draft_tokens)
         weight, bias = backbone.unembedding.weight, getattr(backbone.unembedding, "bias", None)
         rows = None if draft_tokens is None else weight.detach()[draft_tokens].clone()
@@ -184,9 +185,9 @@ class ExitHeads(nn.Module):
             return mapped
         if self.draft_tokens is None:
             return self.backbone.unembed(mapped)
-        normed = self.backbone.final_norm(mapped)
+        normed = self.backbone.normalise(mapped)
         drafted = F.linear(normed, self._rows.to(normed.dtype), self._row_bias)
-        return torch.cat([drafted, self.others[str(depth)](normed)], dim=-1)
+        return torch.cat([self.backbone.finish(drafted), self.others[str(depth)](normed)], dim=-1)
 
     def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The same head read out over the model's whole vocabulary: what benchmarks score with."""

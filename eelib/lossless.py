@@ -1,6 +1,6 @@
 """Is the output the model's own? And where it is not: is the difference a near-tie of its two best tokens?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -25,21 +25,32 @@ of a few roundings; a gap below that is decided by the order, not by the model.
 def verify_lossless(
     model: PreTrainedModel,
     heads: ExitHeads | None,
-    policy: Policy,
+    policy: Policy | Mapping[str, Policy],
     prompts: Sequence[Tensor],
+    *,
+    exact: bool = False,
     **generate_kwargs,
 ) -> pd.DataFrame:
     """Compares `eelib.generate` with the model's own greedy `generate`, prompt [1, position] by prompt.
 
-    Columns: prompt; tokens (emitted by the model); equal; first_difference (index among the new tokens; -1 when
+    Args:
+        policy: one, or several by name, all compared with one and the same text of the model's own.
+        exact: as in `eelib.generate`.
+
+    Columns: prompt; policy; tokens (emitted by the model); equal; first_difference (index among the new tokens; -1 when
     equal); gap (of the model's two best logits there, from a plain pass over the common prefix); rounding (one unit
-    of the type's rounding at the best logit's size); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding).
+    of the type's rounding at the best logit's size); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding); drafted;
+    accepted.
     """
+    policies = policy if isinstance(policy, Mapping) else {repr(policy): policy}
     rows = []
     for index, prompt in enumerate(tqdm(prompts, desc="comparing", unit="prompt")):
-        ours = generate(model, prompt, heads=heads, policy=policy, **generate_kwargs).sequences[0]
         own = model.generate(prompt, **{"do_sample": False, **generate_kwargs})[0]
-        rows.append({"prompt": index, **first_difference(model, prompt.shape[1], ours, own)})
+        for name, one in policies.items():
+            out = generate(model, prompt, heads=heads, policy=one, exact=exact, **generate_kwargs)
+            found = first_difference(model, prompt.shape[1], out.sequences[0], own)
+            counts = {"drafted": out.stats.drafted, "accepted": out.stats.accepted}
+            rows.append({"prompt": index, "policy": name, **found, **counts})
     return pd.DataFrame(rows)
 
 

@@ -18,13 +18,14 @@ from eelib.errors import HeadsError, InvalidInputError
 
 
 class Policy:
-    """The protocol, and its trivial answers: never exit."""
+    """The protocol, and its trivial answers: never exit.
 
-    max_draft: int = 1
-    """Drafts per round at most. Without verification there are no rounds, and this has no effect."""
+    Sampling stays unbiased as long as every answer depends on the prefix and on earlier rounds only.
+    """
 
     def cuts(self, head_depths: Sequence[int]) -> tuple[int, ...]:
-        """The depths, ascending, at which a head shall be asked.
+        """The depths, ascending, at which a head may be asked. Where the heads given have none, the model's own norm
+        and unembedding read the state.
 
         Raises:
             HeadsError: the heads given do not fit the policy.
@@ -34,6 +35,14 @@ class Policy:
     def start(self, prompt: Int[Tensor, "1 position"], head_depths: Sequence[int]) -> Any:
         """The state of one call."""
         return None
+
+    def draft_limit(self, state: Any) -> int:
+        """Most drafts in the round that begins; 0: the full model speaks. Not asked without verification."""
+        return 1
+
+    def asks(self, state: Any, depth: int, position: int) -> bool:
+        """Whether the head at `depth` is run for the token after `position`."""
+        return True
 
     def exits(
         self,
@@ -45,7 +54,7 @@ class Policy:
     ) -> tuple[bool, float]:
         """Whether the token after `position` is drafted at `depth`, and the score that decided (NaN where none did).
 
-        `logits` are the head's raw ones. To keep sampling unbiased, decide from the prefix and earlier rounds only.
+        `logits` are the head's raw ones, before any logits processor.
         """
         return False, float("nan")
 
@@ -69,22 +78,68 @@ class FixedExit(Policy):
     draft_length: int
 
     def __post_init__(self):
-        for name in ("depth", "draft_length"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInputError(f"{name}={value!r}: expected a positive whole number.")
-
-    @property
-    def max_draft(self) -> int:
-        return self.draft_length
+        _check_positive("depth", self.depth)
+        _check_positive("draft_length", self.draft_length)
 
     def cuts(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         if self.depth not in head_depths:
             raise HeadsError(f"FixedExit(depth={self.depth}): the heads given are at depths {list(head_depths)}.")
         return (self.depth,)
 
+    def draft_limit(self, state):
+        return self.draft_length
+
     def exits(self, state, depth, logits, hidden, position):
         return True, float("nan")
+
+
+@dataclass(frozen=True)
+class Schedule(Policy):
+    """One depth a position, falling along the text, whatever the heads say: SkipDecode (arXiv 2307.02628).
+
+    The token with index t of the new ones leaves after round(max_depth - (max_depth - min_depth) * t / length) blocks,
+    from t = length on after min_depth. max_depth may be the number of blocks. max_draft: drafts per round at most.
+    """
+
+    max_depth: int
+    min_depth: int
+    length: int
+    max_draft: int = 4
+
+    def __post_init__(self):
+        for name in ("max_depth", "min_depth", "length", "max_draft"):
+            _check_positive(name, getattr(self, name))
+        if self.min_depth > self.max_depth:
+            raise InvalidInputError(f"min_depth={self.min_depth} is more than max_depth={self.max_depth}.")
+
+    def depth_of(self, index: int) -> int:
+        """The depth at which the new token with this index leaves."""
+        return round(self.max_depth - (self.max_depth - self.min_depth) * min(index, self.length) / self.length)
+
+    def cuts(self, head_depths):
+        return tuple(sorted({self.depth_of(index) for index in range(self.length + 1)}))
+
+    def start(self, prompt, head_depths):
+        return prompt.shape[1] - 1
+
+    def draft_limit(self, state):
+        return self.max_draft
+
+    def asks(self, state, depth, position):
+        return depth == self.depth_of(position - state)
+
+    def exits(self, state, depth, logits, hidden, position):
+        return True, float("nan")
+
+
+@dataclass
+class _Rounds:
+    """What `Confidence` knows of the rounds so far. limit: drafts in the next one. pause: rounds to sit out."""
+
+    thresholds: dict[int, float | None]
+    limit: int
+    misses: int = 0
+    pause: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,12 +150,16 @@ class Confidence(Policy):
     thresholds: one a head, in the order of their depths; `None` = that head is never asked.
     max_draft: drafts per round at most. A round ends sooner where no head is sure.
     depths: the heads' depths, where known, so that thresholds cannot be used with other heads.
+    back_off: whether rounds begin short, double while all drafts are accepted, and stop for 1, 3, 7, ... rounds after
+        the second, third, fourth, ... round in a row of which nothing was accepted. Confident heads that are wrong then
+        cost little. Without it every round may draft `max_draft` tokens, as in the paper.
     """
 
     metric: str
     thresholds: tuple[float | None, ...]
     max_draft: int = 16
     depths: tuple[int, ...] | None = None
+    back_off: bool = True
 
     def __post_init__(self):
         check_metric(self.metric)
@@ -108,15 +167,14 @@ class Confidence(Policy):
         for threshold in self.thresholds:
             if threshold is not None and (isinstance(threshold, bool) or not threshold == threshold):
                 raise InvalidInputError(f"thresholds={list(self.thresholds)}: expected numbers or None.")
-        if not isinstance(self.max_draft, int) or self.max_draft < 1:
-            raise InvalidInputError(f"max_draft={self.max_draft!r}: expected a positive whole number.")
+        _check_positive("max_draft", self.max_draft)
 
     @classmethod
-    def from_calibration(cls, calibration: Calibration, max_draft: int = 16) -> "Confidence":
+    def from_calibration(cls, calibration: Calibration, max_draft: int = 16, back_off: bool = True) -> "Confidence":
         """The policy that uses a calibration's metric and thresholds."""
-        return cls(calibration.metric, calibration.thresholds, max_draft, calibration.depths)
+        return cls(calibration.metric, calibration.thresholds, max_draft, calibration.depths, back_off)
 
-    def cuts(self, head_depths: Sequence[int]) -> tuple[int, ...]:
+    def cuts(self, head_depths):
         if len(self.thresholds) != len(head_depths):
             raise HeadsError(
                 f"{len(self.thresholds)} thresholds for {len(head_depths)} heads at depths {list(head_depths)}: "
@@ -127,8 +185,29 @@ class Confidence(Policy):
         return tuple(d for d, t in zip(head_depths, self.thresholds, strict=True) if t is not None)
 
     def start(self, prompt, head_depths):
-        return dict(zip(head_depths, self.thresholds, strict=True))
+        thresholds = dict(zip(head_depths, self.thresholds, strict=True))
+        return _Rounds(thresholds, limit=1 if self.back_off else self.max_draft)
+
+    def draft_limit(self, state):
+        return 0 if state.pause else state.limit
 
     def exits(self, state, depth, logits, hidden, position):
         score = confidence(logits, (self.metric,))[self.metric].item()
-        return score >= state[depth], score
+        return score >= state.thresholds[depth], score
+
+    def observe(self, state, drafted, accepted):
+        if not self.back_off:
+            return
+        if state.pause:
+            state.pause -= 1
+        elif accepted:
+            state.misses = 0
+            state.limit = min(2 * state.limit, self.max_draft) if accepted == drafted else accepted
+        elif drafted:
+            state.misses += 1
+            state.limit, state.pause = 1, 2 ** (state.misses - 1) - 1
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError(f"{name}={value!r}: expected a positive whole number.")

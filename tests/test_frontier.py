@@ -2,13 +2,14 @@ import torch
 from conftest import N_BLOCKS, prompts
 
 from eelib.backbone import Backbone
-from eelib.frontier import Frontier, KVCache
+from eelib.frontier import Frontier
+from eelib.kvcache import KVCache
 
 
 def test_plain_generation_is_the_same_with_our_cache(model):
     for capacity in (64, 4):  # 4: it must grow
         ours = model.generate(
-            prompts(1)[0], do_sample=False, max_new_tokens=30, past_key_values=KVCache(N_BLOCKS, capacity)
+            prompts(1)[0], do_sample=False, max_new_tokens=30, past_key_values=KVCache(model.config, capacity)
         )
         assert torch.equal(ours, model.generate(prompts(1)[0], do_sample=False, max_new_tokens=30))
 
@@ -30,7 +31,7 @@ def test_waiting_states_are_completed_exactly_after_any_path(model):
     expected = backbone.states(text, [N_BLOCKS])[N_BLOCKS]
     torch.testing.assert_close(last, expected[:, -last.shape[1] :], rtol=0, atol=1e-12)
     assert frontier.block_positions == [25, 25, 20, 20, 20, 20]
-    cache = KVCache(N_BLOCKS, 32)
+    cache = KVCache(model.config, 32)
     model(text, past_key_values=cache)
     for ours, theirs in zip(frontier.cache.layers, cache.layers, strict=True):
         assert ours.length == theirs.length == 20

@@ -1,0 +1,87 @@
+"""A key-value cache that is allocated ahead and rolled back, and whose layers may have got to different positions."""
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _KVLayer(CacheLayerMixin):
+    """Keys and values of one block in a buffer that grows by doubling.
+
+    All are kept, so that any can be forgotten; a layer with a sliding window hands out just those that it sees.
+    """
+
+    def __init__(self, capacity: int, window: int | None):
+        super().__init__()
+        self.capacity, self.window, self.length = capacity, window, 0
+        self.is_sliding = window is not None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
+        self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        if end > self.capacity:
+            self._grow(end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        first = self.first_seen(self.length)
+        self.length = end
+        return self.keys[:, :, first:end], self.values[:, :, first:end]
+
+    def _grow(self, needed: int) -> None:
+        old_keys, old_values = self.keys, self.values
+        self.capacity = max(needed, 2 * self.capacity)
+        self.lazy_initialization(old_keys, old_values)
+        self.keys[:, :, : self.length] = old_keys[:, :, : self.length]
+        self.values[:, :, : self.length] = old_values[:, :, : self.length]
+
+    def first_seen(self, start: int) -> int:
+        """The oldest position that the position `start` sees."""
+        return 0 if self.window is None else max(start - self.window + 1, 0)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, start: int | None = None) -> tuple[int, int]:
+        start = self.length if start is None else start
+        first = self.first_seen(start)
+        return start + query_length - first, first
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class KVCache(Cache):
+    """A transformers cache, allocated ahead, whose layers may hold different numbers of positions.
+
+    Also quicker than the concatenating cache for plain `model.generate(..., past_key_values=KVCache(...))`.
+
+    Args:
+        config: the model's, which says which layers have a sliding window.
+        capacity: positions to allocate for; more than that is taken, at the price of a copy.
+
+    reported: the length that every layer reports while a model prepares what it hands its blocks; None for their own.
+    """
+
+    def __init__(self, config: PreTrainedConfig, capacity: int):
+        self.windows = [
+            layer.sliding_window if layer.is_sliding else None for layer in DynamicCache(config=config).layers
+        ]
+        super().__init__(layers=[_KVLayer(capacity, window) for window in self.windows])
+        self.reported: int | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(layer_idx) if self.reported is None else self.reported
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.layers[layer_idx].get_mask_sizes(query_length, self.reported)
+
+    def truncate(self, first: int, last: int, length: int) -> None:
+        """Forgets what the layers first, ..., last - 1 hold beyond `length` positions."""
+        for layer in self.layers[first:last]:
+            layer.length = min(layer.length, length)

@@ -1,0 +1,98 @@
+"""Generation options: what is passed on to transformers in another form, and what is refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+
+from eelib.errors import InvalidInputError, UnsupportedError
+
+_REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
+    "num_beams": lambda c: (c.num_beams or 1) > 1,
+    "num_return_sequences": lambda c: (c.num_return_sequences or 1) > 1,
+    "penalty_alpha": lambda c: bool(c.penalty_alpha),
+    "dola_layers": lambda c: c.dola_layers is not None,
+    "guidance_scale": lambda c: c.guidance_scale not in (None, 1),
+    "watermarking_config": lambda c: c.watermarking_config is not None,
+    "prompt_lookup_num_tokens": lambda c: c.prompt_lookup_num_tokens is not None,
+    "assistant_early_exit": lambda c: c.assistant_early_exit is not None,
+    "cache_implementation": lambda c: c.cache_implementation == "quantized",
+    "output_scores": lambda c: bool(c.output_scores),
+    "output_logits": lambda c: bool(c.output_logits),
+    "output_attentions": lambda c: bool(c.output_attentions),
+    "output_hidden_states": lambda c: bool(c.output_hidden_states),
+}
+"""Other ways of decoding, outputs that are not made, and processors that keep a state of their own."""
+
+_REFUSED_ARGUMENTS = (
+    "assistant_model", "assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "inputs_embeds",
+    "synced_gpus",
+)  # fmt: skip
+
+_USED_OR_HARMLESS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+
+
+def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What `model.generate` is given: the arguments, with stop strings made criteria.
+
+    Transformers (5.23) drops the tokenizer on the way to a callable, and would then refuse the stop strings.
+
+    Raises:
+        UnsupportedError: an argument that never reaches a callable, and would be ignored.
+    """
+    for name in _REFUSED_ARGUMENTS:
+        if generate_kwargs.get(name) is not None:
+            raise UnsupportedError(f"{name} is not supported: this engine decodes one prompt of token ids.")
+    kwargs = dict(generate_kwargs)
+    config = kwargs.get("generation_config") or model.generation_config
+    tokenizer = kwargs.pop("tokenizer", None)
+    stop_strings = kwargs.pop("stop_strings", None) or config.stop_strings
+    if not stop_strings:
+        return kwargs
+    if tokenizer is None:
+        raise InvalidInputError(f"stop_strings={stop_strings!r} need tokenizer=..., to find them in the text.")
+    if config.stop_strings:
+        kwargs["generation_config"] = GenerationConfig.from_dict(config.to_dict() | {"stop_strings": None})
+    stop = StopStringCriteria(tokenizer, stop_strings)
+    return kwargs | {"stopping_criteria": StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), stop])}
+
+
+def attended(
+    input_ids: Int[Tensor, "batch position"], config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> Bool[Tensor, " position"]:
+    """Which tokens of the prompt the model reads. Masked ones change nothing, so the engine does not feed them.
+
+    Transformers masks padding tokens by itself where no mask is given and padding is not the end of text, also in the
+    middle of a prompt.
+
+    Raises:
+        UnsupportedError: an option or an input that this engine does not offer.
+    """
+    for name, refused in _REFUSED.items():
+        if refused(config):
+            raise UnsupportedError(f"{name}={getattr(config, name)} is not supported by this engine; leave it out.")
+    for name, value in model_kwargs.items():
+        if name not in _USED_OR_HARMLESS and value is not None:
+            raise UnsupportedError(f"{name} is not supported: this engine hands the model token ids only.")
+    if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
+        raise UnsupportedError(
+            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt a call."
+        )
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise UnsupportedError("A filled past_key_values is not supported: give the whole prompt.")
+    mask = model_kwargs.get("attention_mask")  # transformers drops a mask that is all ones
+    mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()
+    if mask.shape != input_ids.shape or mask[0, -1] == 0:
+        raise UnsupportedError(
+            f"attention_mask of shape {list(mask.shape)} that ends in {mask[0, -1]}: expected shape "
+            f"{list(input_ids.shape)}, and 1 for the last token. Pad on the left."
+        )
+    positions = model_kwargs.get("position_ids")
+    expected = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    if positions is not None and not torch.equal(positions.to(expected.device), expected):
+        raise UnsupportedError("position_ids other than the tokens' places in the text are not supported.")
+    return mask[0].bool()

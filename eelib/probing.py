@@ -1,0 +1,183 @@
+"""Where the parts of a model are, found by looking at what it does, not by the name of its architecture.
+
+The chief complaint about tools that keep a list of architectures is "mine is missing".
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from eelib.errors import ModelError
+
+
+class StandIn(nn.Module):
+    """Takes the place of a module, and answers for it where its attributes are read (`attention_type`, `weight`)."""
+
+    def __init__(self, original: nn.Module):
+        super().__init__()
+        self.original = original
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("original"), name)
+
+
+class Recorder(StandIn):
+    """Stands in a block's place: keeps what the block was called with, and hands a hidden state on.
+
+    n_returned: how many things the block returns in a tuple, the state first; None where it returns the bare state.
+    state: what to hand on; None = what came in.
+    """
+
+    def __init__(self, block: nn.Module, n_returned: int | None):
+        super().__init__(block)
+        self.n_returned, self.call, self.state = n_returned, None, None
+
+    def forward(self, *args, **kwargs):
+        hidden, *args = args if args else (kwargs.pop("hidden_states"),)
+        self.call = (hidden, tuple(args), kwargs)
+        hidden = hidden if self.state is None else self.state
+        return hidden if self.n_returned is None else (hidden, *[None] * (self.n_returned - 1))
+
+
+class Tap(StandIn):
+    """Stands in the unembedding's place: keeps what it was given, and hands `logits` on."""
+
+    def __init__(self, unembedding: nn.Module):
+        super().__init__(unembedding)
+        self.given, self.logits = None, None
+
+    def forward(self, hidden):
+        self.given = hidden
+        return hidden if self.logits is None else self.logits
+
+
+def with_parts(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """`module` as a shallow copy that shares every parameter, with other modules at the paths of `parts`.
+
+    A copy, so that no call can leave the model changed or be seen by another one. A `forward` that was set on the
+    object is left out: it would call the original.
+    """
+    copied = copy.copy(module)
+    vars(copied).pop("forward", None)
+    copied._modules = dict(module._modules)
+    for name in {path.partition(".")[0] for path in parts}:
+        inner = {p.partition(".")[2]: part for p, part in parts.items() if p.partition(".")[0] == name}
+        copied._modules[name] = inner[""] if "" in inner else with_parts(module._modules[name], inner)
+    return copied
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a causal language model.
+
+    decoder_path, blocks_path, unembedding_path: where they are. blocks_path is seen from the decoder.
+    blocks: the list of blocks. n_returned: the length of the tuple that a block returns, or None. hidden_size: width
+    of the states between blocks. final_norm: the module that takes the last block's output (the identity if none does).
+    norm_is_all: whether nothing else lies between the last block and the unembedding. unembedding: the last
+    projection. raw: whether its output is the model's logits as they are, without scaling or soft-capping.
+    probe: the tokens looked with, [1, position]. logits: what the model says of them, [1, position, vocab].
+    """
+
+    decoder_path: str
+    blocks_path: str
+    unembedding_path: str
+    blocks: nn.ModuleList
+    n_returned: int | None
+    hidden_size: int
+    final_norm: nn.Module
+    norm_is_all: bool
+    unembedding: nn.Module
+    raw: bool
+    probe: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def find_parts(model: PreTrainedModel) -> Anatomy:
+    """Looks at one forward pass over a few tokens.
+
+    Raises:
+        ModelError: not the parts of a causal language model with one list of blocks; the message says what was found.
+    """
+    name = type(model).__name__
+    path, blocks = _find_blocks(model)
+    unembedding = model.get_output_embeddings()
+    if unembedding is None:
+        raise ModelError(f"{name} has no output embeddings: expected a causal language model.")
+    decoder_path, _, blocks_path = path.rpartition(".")
+    probe = torch.arange(5, device=model.device)[None] % model.config.get_text_config().vocab_size
+    seen: dict[str, list] = {"blocks": [], "takers": [], "unembedding": []}
+
+    def after_last_block(module, args, output):
+        seen["blocks"].append(output)
+
+    def before_child(module, args):
+        if seen["blocks"] and args and args[0] is _state(seen["blocks"][-1]):
+            seen["takers"].append(module)
+
+    def after_child(module, args, output):
+        if module in seen["takers"]:
+            seen["normed"] = output
+
+    def after_unembedding(module, args, output):
+        seen["unembedding"].append((args[0], output))
+
+    children = [child for child in model.get_submodule(decoder_path).children() if child is not blocks]
+    handles = [blocks[-1].register_forward_hook(after_last_block)]
+    handles += [child.register_forward_pre_hook(before_child) for child in children]
+    handles += [child.register_forward_hook(after_child) for child in children]
+    handles.append(unembedding.register_forward_hook(after_unembedding))
+    try:
+        logits = model(input_ids=probe, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(seen["blocks"]) != 1 or len(seen["unembedding"]) != 1 or len(seen["takers"]) > 1:
+        raise ModelError(
+            f"Cannot cut {name}: in one pass its last block ran {len(seen['blocks'])} times, its unembedding "
+            f"{len(seen['unembedding'])} times, and {len(seen['takers'])} modules took the last block's output; "
+            "expected once, once, and at most one."
+        )
+    last = seen["blocks"][0]
+    given, projected = seen["unembedding"][0]
+    return Anatomy(
+        decoder_path=decoder_path,
+        blocks_path=blocks_path,
+        unembedding_path=next(path for path, module in model.named_modules() if module is unembedding),
+        blocks=blocks,
+        n_returned=len(last) if isinstance(last, tuple) else None,
+        hidden_size=_state(last).shape[-1],
+        final_norm=seen["takers"][0] if seen["takers"] else nn.Identity(),
+        norm_is_all=_same(seen.get("normed", _state(last)), given),
+        unembedding=unembedding,
+        raw=_same(projected, logits),
+        probe=probe,
+        logits=logits,
+    )
+
+
+def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    n_blocks = model.config.get_text_config().num_hidden_layers
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    found = {name: m for name, m in lists.items() if len(m) == n_blocks and "." in name}
+    if len(found) != 1:
+        raise ModelError(
+            f"Cannot cut {type(model).__name__}: expected exactly one list of {n_blocks} blocks, found "
+            f"{list(found) or 'none'} among { ({name: len(m) for name, m in lists.items()}) }."
+        )
+    return next(iter(found.items()))
+
+
+def _state(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
