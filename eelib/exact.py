@@ -138,10 +138,13 @@ class _Rows(StandIn):
 
 
 def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> list[Tensor]:
-    """x in groups of rows that may share a call: all where that many are allowed, else one by one."""
+    """x [1, row, width] in groups of rows that may share a call: all where that many are allowed, else one by one."""
+    if x.shape[-2] in at_once:
+        return [x]
     if x.shape[-2] > MAX_ROWS:
         return [group for part in x.split(MAX_ROWS, dim=-2) for group in row_groups(part, at_once)]
-    return [x] if x.shape[-2] in at_once else list(x.split(1, dim=-2))
+    # Viewed anew, since a slice keeps strides for which torch copies the weight (six times slower).
+    return [row.view(*x.shape[:-2], 1, -1) for row in x.reshape(-1, x.shape[-1]).split(1)]
 
 
 def _row_exact(module: nn.Module, window: int | None) -> nn.Module:

@@ -129,11 +129,11 @@ def test_offline_model_is_lossless_in_float32_at_length(offline):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_offline_model_is_lossless_in_bfloat16_at_length(offline):
-    """60 prompts x 128 tokens x 4 policies: not one token differs; and what happens without `exact`, for a third."""
+    """60 prompts x 128 tokens x 4 policies: not one token differs; and what happens without `exact`, for a fifth."""
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
     heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), benchmarks.question_prompts(tokenizer, 60)
     policies = ENTROPIES | {"FixedExit(12, 4)": eelib.FixedExit(12, 4)}
     exact = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=128)
-    plain = eelib.verify_lossless(model, heads, policies, prompts[:20], max_new_tokens=128)
+    plain = eelib.verify_lossless(model, heads, policies, prompts[:12], max_new_tokens=128)
     write_results("lossless_offline_bfloat16", pd.concat([exact.assign(exact=True), plain.assign(exact=False)]))
     assert exact.equal.all() and len(exact) == 240
