@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/truthfulqa_mc1.jsonl
 
-.PHONY: help paper test test-slow lab lint
+.PHONY: help paper test test-slow bench lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,6 +24,9 @@ test: $(READY) $(OFFLINE)  ## run the tests
 
 test-slow: $(READY) $(OFFLINE)  ## run the long checks
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
+	@$(BIN)/python tests/bench_engine.py $(ARGS)
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)

@@ -22,6 +22,8 @@ from eelib.options import attended, prepared
 from eelib.policies import Policy
 from eelib.sampling import Draft, Greedy, Sampling
 
+_ROOM = 1024  # new tokens that the cache has room for at first; a longer text makes it grow
+
 TRACE_COLUMNS = ("round", "position", "token_id", "depth", "score", "drafted", "accepted")
 
 
@@ -152,7 +154,8 @@ class _Session:
         self.plain = not config.do_sample and not processors
         self.state = policy.start(input_ids, head_depths)
         self.tokens = input_ids.to(model.device)  # [1, position], all final
-        self.frontier = Frontier(self.backbone, self.cuts, config.max_length - self.unread, exact)
+        capacity = min(config.max_length, self.tokens.shape[1] + _ROOM)
+        self.frontier = Frontier(self.backbone, self.cuts, capacity, exact)
         if any(self.frontier.cache.windows) and (self.read.int().diff() < 0).any():
             raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
         self.head_positions = dict.fromkeys(self.cuts, 0)
@@ -226,6 +229,7 @@ class _Session:
             if self.ended:
                 self._note_rejected(drafts[i + 1 :], start + i + 1)
                 return i + 1
+        return len(drafts)
 
     def _step(self) -> None:
         """Early exit: the first head that is sure enough speaks, and that is final."""

@@ -149,7 +149,8 @@ def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> li
 
 def _row_exact(module: nn.Module, window: int | None) -> nn.Module:
     """A block, or a part of one, as a copy that shares its parameters. window: the block's sliding window, if any."""
-    if not list(module.children()) and getattr(module, "weight", None) is not None and module.weight.ndim == 2:
+    weight = getattr(module, "weight", None)
+    if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
         rows = invariant_rows(module)
         return module if len(rows) == MAX_ROWS - 1 else _Rows(module, rows)
     copied = with_parts(module, {name: _row_exact(child, window) for name, child in module.named_children()})

@@ -124,6 +124,57 @@ def test_the_end_inside_a_draft_stops_the_text(monkeypatch, model):
         assert set(out.stats.block_positions) == {fed}
 
 
+def test_less_work_than_transformers_own_self_speculation(llama):
+    """Its drafts leave no keys and values behind: most tokens pass the early blocks again and again."""
+    prompt, passed = prompts(1, 6)[0], 0
+
+    def count(block, args):
+        nonlocal passed
+        passed += args[0].shape[1]
+
+    handle = llama.model.layers[0].register_forward_pre_hook(count)
+    try:
+        own = own_text(llama, prompt, max_new_tokens=30, eos_token_id=None)
+        assert passed == 35
+        passed = 0
+        llama.generate(prompt, do_sample=False, max_new_tokens=30, eos_token_id=None, assistant_early_exit=3)
+    finally:
+        handle.remove()
+    out = eelib.generate(llama, prompt, policy=eelib.FixedExit(3, 5), max_new_tokens=30, eos_token_id=None)
+    rejected = out.stats.drafted - out.stats.accepted
+    assert torch.equal(out.sequences, own)
+    assert out.stats.block_positions[0] <= 35 + rejected < 2 * passed
+    perfect = eelib.generate(
+        llama, prompt, policy=eelib.Confidence("max_prob", (1.5,) * 5), max_new_tokens=30, eos_token_id=None
+    )
+    assert perfect.stats.block_positions == (35,) * N_BLOCKS < (passed,) * N_BLOCKS
+
+
+def test_a_draft_vocabulary_that_lacks_the_right_token(model):
+    """The head cannot say what the model says; the text is the model's own all the same."""
+    own = own_text(model, prompts(1)[0], max_new_tokens=30, eos_token_id=None)
+    tokens = torch.tensor([t for t in range(VOCAB_SIZE) if t not in own[0, 10:20].tolist()][:40])
+    heads = eelib.ExitHeads(eelib.HeadConfig((2, 4), "affine", len(tokens)), model, tokens).to(torch.float64)
+    for depth in heads.depths:
+        heads.maps[str(depth)].map.weight.data.normal_(0, 0.3)
+    for policy in (eelib.FixedExit(2, 3), eelib.Confidence("max_prob", (0.1, 0.1), back_off=False)):
+        out = eelib.generate(model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=30, eos_token_id=None)
+        assert torch.equal(out.sequences, own)
+        drafts = out.trace[out.trace.drafted]
+        assert len(drafts) and set(drafts.token_id) <= set(tokens.tolist())
+
+
+def test_eager_and_sdpa_attention_agree():
+    texts = []
+    for attention in ("eager", "sdpa"):
+        model = tiny_model("llama", attn_implementation=attention)
+        assert model.config._attn_implementation == attention
+        for policy in POLICIES[2:6]:
+            out = eelib.generate(model, prompts(1)[0], heads=random_heads(model), policy=policy, max_new_tokens=30)
+            texts.append(out.sequences[0].tolist())
+    assert all(text == texts[0] for text in texts)
+
+
 def test_logits_processors_see_the_right_prefix(model):
     heads = random_heads(model)
     for policy in POLICIES[2:7]:

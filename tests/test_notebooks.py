@@ -15,7 +15,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 import eelib
-from eelib import benchmarks
+from eelib import benchmarks, figures
 from eelib.exact import RowExact
 from eelib.workspace import PROJECT
 
@@ -135,5 +135,24 @@ def test_offline_model_is_lossless_in_bfloat16_at_length(offline):
     policies = ENTROPIES | {"FixedExit(12, 4)": eelib.FixedExit(12, 4)}
     exact = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=128)
     plain = eelib.verify_lossless(model, heads, policies, prompts[:12], max_new_tokens=128)
-    write_results("lossless_offline_bfloat16", pd.concat([exact.assign(exact=True), plain.assign(exact=False)]))
+    table = pd.concat([exact.assign(exact=True), plain.assign(exact=False)])
+    write_results("lossless_offline_bfloat16", table)
+    draw_lossless(table, n_tokens=128)
     assert exact.equal.all() and len(exact) == 240
+
+
+def draw_lossless(table, n_tokens):
+    """docs/results/lossless_offline_bfloat16_figure: how long texts stay the model's own, with and without `exact`."""
+    figures.use_style()
+    figure, (axes,) = figures.panels(1, width=figures.COLUMN, height=2.2)
+    plotted = []
+    for i, ((exact, policy), cases) in enumerate(table.groupby(["exact", "policy"], sort=False)):
+        parted = cases.first_difference.where(~cases.equal, n_tokens)
+        still = [(parted >= n).mean() for n in range(n_tokens + 1)]
+        style = {"color": "0.2", "linewidth": 2} if exact else {"color": figures.PALETTE[i % 4]}
+        style["linestyle"] = "-" if exact else figures.LINES[i % 4]
+        axes.plot(still, label=None if exact and i else "exact, all four" if exact else policy, **style)
+        plotted += [{"exact": exact, "policy": policy, "tokens": n, "share": s} for n, s in enumerate(still)]
+    axes.set(xlabel="new tokens", ylabel="share of texts that are\nstill the model's own", ylim=(0, 1.05))
+    axes.legend(fontsize=5.5, loc="lower left")
+    figures.save_figure(figure, PROJECT / "docs" / "results", "lossless_offline_bfloat16_figure", pd.DataFrame(plotted))

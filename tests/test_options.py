@@ -155,6 +155,27 @@ class Asked(StoppingCriteria):
         return torch.tensor([self.left < 0])
 
 
+class Flickering(StoppingCriteria):
+    """Says stop every third time it is asked, so that a draft may end the text when drafted and not when emitted."""
+
+    asked = 0
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.asked += 1
+        return torch.tensor([self.asked % 3 == 0])
+
+
+def test_a_criterion_that_changes_its_mind_still_cuts_the_models_own_text(model):
+    own = own_text(model, prompts(1)[0], max_new_tokens=40, eos_token_id=None)
+    heads = random_heads(model)
+    for policy in (POLICY, eelib.FixedExit(5, 4), eelib.FixedExit(5, 1), eelib.FixedExit(5, 2)):
+        out = eelib.generate(
+            model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=40, eos_token_id=None,
+            stopping_criteria=StoppingCriteriaList([Flickering()]),
+        )  # fmt: skip
+        assert torch.equal(out.sequences, own[:, : out.sequences.shape[1]])
+
+
 @pytest.mark.parametrize("times", range(1, 12))
 def test_a_limit_that_strikes_anywhere_cuts_the_models_own_text(model, times):
     own = own_text(model, prompts(1)[0], max_new_tokens=40, eos_token_id=None)
