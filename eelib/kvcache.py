@@ -4,6 +4,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from eelib.errors import ModelError
+
 
 class _KVLayer(CacheLayerMixin):
     """Keys and values of one block in a buffer that grows by doubling.
@@ -65,13 +67,21 @@ class KVCache(Cache):
         config: the model's, which says which layers have a sliding window.
         capacity: positions to allocate for; more than that is taken, at the price of a copy.
 
+    Raises:
+        ModelError: a layer that keeps something other than keys and values (a recurrent state).
+
     reported: the length that every layer reports while a model prepares what it hands its blocks; None for their own.
     """
 
     def __init__(self, config: PreTrainedConfig, capacity: int):
-        self.windows = [
-            layer.sliding_window if layer.is_sliding else None for layer in DynamicCache(config=config).layers
-        ]
+        layers = DynamicCache(config=config).layers
+        other = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "is_sliding")})
+        if other:
+            raise ModelError(
+                f"{config.model_type} keeps its past in {', '.join(other)}, which cannot be rolled back: expected "
+                "keys and values in every block."
+            )
+        self.windows = [layer.sliding_window if layer.is_sliding else None for layer in layers]
         super().__init__(layers=[_KVLayer(capacity, window) for window in self.windows])
         self.reported: int | None = None
 

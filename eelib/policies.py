@@ -25,7 +25,7 @@ class Policy:
 
     def cuts(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         """The depths, ascending, at which a head may be asked. Where the heads given have none, the model's own norm
-        and unembedding read the state.
+        and unembedding read the state. The number of blocks may be among them: the full model speaks there.
 
         Raises:
             HeadsError: the heads given do not fit the policy.

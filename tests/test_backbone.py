@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from conftest import N_BLOCKS, prompts, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from eelib.backbone import Backbone
 from eelib.errors import InvalidInputError, ModelError
@@ -61,6 +62,12 @@ def test_a_model_without_one_block_list_is_refused():
     model.config.num_hidden_layers = 5
     with pytest.raises(ModelError, match="one list of 5 blocks"):
         Backbone(model)
+
+
+def test_a_model_with_a_recurrent_state_is_refused():
+    config = AutoConfig.for_model("mamba", vocab_size=97, hidden_size=32, num_hidden_layers=3, state_size=4)
+    with pytest.raises(ModelError, match="cannot be rolled back"):
+        Backbone(AutoModelForCausalLM.from_config(config))
 
 
 @pytest.mark.parametrize("depths", [[], [0, 2], [2, 1], [2, 2], [3, N_BLOCKS], [True]])
