@@ -74,6 +74,14 @@ def parameters(notebook):
     return of
 
 
+def recipe(notebook):
+    """What the recipe of a notebook's run says, if it has one: another recipe is a reason to run it again."""
+    if notebook != "01_train_heads":
+        return None
+    file = ((config.get("parameters") or {}).get(notebook) or {}).get("recipe", "config/heads.yaml")
+    return open(file).read() if os.path.isfile(file) else None
+
+
 def torch_threads():
     """As many as torch takes by itself: Snakemake sets OMP_NUM_THREADS, and timings should be JupyterLab's."""
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -105,6 +113,7 @@ for notebook, (needed, made) in NOTEBOOKS.items():
         params:
             parameters=parameters(notebook),
             code=code_hash(f"notebooks/{notebook}.ipynb"),
+            recipe=recipe(notebook),
         threads: torch_threads()
         resources:
             machine=config.get("exclusive", 1),  # one notebook at a time on one machine: they measure time

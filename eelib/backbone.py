@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,6 +32,17 @@ class Span:
     length: int
     hidden: Tensor
     calls: list[tuple[tuple, dict[str, Any]]]
+
+
+def pad(
+    sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
+    """Sequences [position] as one tensor, filled up with token 0 on the right, and the mask of the positions that
+    count (None: all real ones). A causal model's states do not depend on what is right of them.
+    """
+    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if counted is None else list(counted)
+    tokens = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    return tokens, nn.utils.rnn.pad_sequence(masks, batch_first=True)
 
 
 class Backbone:
@@ -166,12 +177,15 @@ class Backbone:
             at = depth
         return states
 
-    def check_depths(self, depths: Sequence[int]) -> tuple[int, ...]:
-        """The depths as a tuple, if they ascend strictly within 1 <= depth < n_blocks.
+    def check_depths(self, depths: int | Sequence[int]) -> tuple[int, ...]:
+        """The depths as a tuple, if they ascend strictly within 1 <= depth < n_blocks; a number means so many, evenly
+        spread (4: near 1/5, 2/5, 3/5, 4/5 of the blocks).
 
         Raises:
             InvalidInputError: they don't.
         """
+        if isinstance(depths, int):
+            depths = [round(self.n_blocks * (i + 1) / (depths + 1)) for i in range(depths)]
         depths = tuple(depths)
         if not depths or any(not isinstance(d, int) or isinstance(d, bool) for d in depths):
             raise InvalidInputError(f"depths={list(depths)}: expected at least one whole number.")
@@ -181,10 +195,6 @@ class Backbone:
                 f"(the model has {self.n_blocks} blocks; depth counts the blocks that ran)."
             )
         return depths
-
-    def even_depths(self, n: int) -> tuple[int, ...]:
-        """n depths that cut the blocks into parts as equal as can be (n = 4: near 1/5, 2/5, 3/5, 4/5)."""
-        return self.check_depths([round(self.n_blocks * (i + 1) / (n + 1)) for i in range(n)])
 
     def fingerprint(self) -> str:
         """SHA-256 over unembedding, final norm and a sample of every tensor, the same for each dtype of one model."""

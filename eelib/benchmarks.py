@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eelib.backbone import Backbone
+from eelib.backbone import Backbone, pad
+from eelib.chat import as_prompt
 from eelib.confidence import METRICS, confidence
-from eelib.corpus import as_prompt, pad
 from eelib.errors import FetchError, InvalidInputError
 from eelib.heads import ExitHeads
 from eelib.workspace import PROJECT
@@ -83,7 +83,8 @@ def score_choices(
     for start in tqdm(range(0, len(texts), batch_size), desc="scoring choices", unit="batch"):
         batch = texts[start : start + batch_size]
         first = torch.tensor([text[1] for text in batch])
-        tokens, of_choice = pad([text[0] for text in batch], first)
+        of_choice = [torch.arange(len(text[0])) >= text[1] for text in batch]
+        tokens, of_choice = pad([text[0] for text in batch], of_choice)
         scored = of_choice[:, 1:]  # the position before each token of the choice
         states = backbone.states(tokens.to(model.device), [*heads.depths, backbone.n_blocks])
         row, position = scored.nonzero(as_tuple=True)

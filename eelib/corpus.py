@@ -5,24 +5,30 @@ A sequence is one document, cut at `length` tokens and never packed with another
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eelib.chat import Turns
 from eelib.errors import CorpusError, InvalidInputError
-from eelib.kvcache import KVCache
+from eelib.lessons import Lessons
+from eelib.self_generation import write
+from eelib.sources import read_documents
 from eelib.workspace import written_whole
 
-SPLITS = {"train": 0.7, "calibration": 0.15, "test": 0.15}
+SPLITS = {"train": 0.9, "calibration": 0.05, "test": 0.05}
 """Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves."""
+
+COUNTED = ("answers", "words")
 
 _SHORTEST = 16  # tokens; a shorter document says little about the model
 
@@ -33,75 +39,107 @@ class CorpusConfig:
 
     source: "self" (the model writes it), a .jsonl file with a field "text", a .txt file with blank lines between
         documents, or a dataset that `datasets.load_dataset` knows (a Hub id or a folder), streamed.
-    documents: how many, over all splits, before duplicates are dropped.
+    documents: how many, over all splits, before duplicates are dropped; None for all that a file or dataset has.
     length: most tokens of a document.
-    temperature: of the sampling, for "self".
-    batch_size: documents written at once, for "self".
-    seed: of the sampling, for "self".
+    The rest is for "self". temperatures: of the model's answers, taken in turn by the documents; 0 is greedy.
+    prompt_temperature: of the user's words, which the model makes up too.
+    prompt_length: the user's words are cut off after so many tokens.
+    counted: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
+        where it speaks at all, its user's words too ("words"). What a chat template puts in never counts.
+    batch_size: documents written at once.
+    seed: of the sampling.
     """
 
     source: str = "self"
-    documents: int = 560
+    documents: int | None = 560
     length: int = 160
-    temperature: float = 0.7
-    batch_size: int = 128
+    temperatures: Sequence[float] = (0.0, 0.0, 0.6, 0.9)
+    prompt_temperature: float = 1.0
+    prompt_length: int = 64
+    counted: str = "answers"
+    batch_size: int = 256
     seed: int = 0
 
     def __post_init__(self):
-        if self.documents < 8:
+        object.__setattr__(self, "temperatures", tuple(self.temperatures))
+        if self.documents is None and self.source == "self":
+            raise InvalidInputError("documents=None: a model writes without end, so say how many.")
+        if self.documents is not None and self.documents < 8:
             raise InvalidInputError(f"documents={self.documents}: expected at least 8, to fill three splits.")
         if self.length < _SHORTEST:
             raise InvalidInputError(f"length={self.length}: expected at least {_SHORTEST} tokens.")
-        if not self.temperature > 0:
-            raise InvalidInputError(f"temperature={self.temperature}: expected a positive number.")
-        if self.batch_size < 1:
-            raise InvalidInputError(f"batch_size={self.batch_size}: expected a positive number.")
+        if not self.temperatures or not all(t >= 0 for t in self.temperatures):
+            raise InvalidInputError(f"temperatures={self.temperatures}: expected numbers from 0 (greedy) on.")
+        if not self.prompt_temperature > 0:
+            raise InvalidInputError(
+                f"prompt_temperature={self.prompt_temperature}: expected a positive number, or all texts are the same."
+            )
+        if self.counted not in COUNTED:
+            raise InvalidInputError(f"counted={self.counted!r}: expected one of {', '.join(COUNTED)}.")
+        for name in ("prompt_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Three disjoint lists of sequences, each a 1-D LongTensor, and what they were made of.
 
-    first_position: the first position whose next token is text. Before it stands what every document opens with (a
-    chat template's words), which says nothing about a head and must not count.
+    counted: per split and sequence the positions that count, a mask as long as the sequence. A position stands for
+    what is said next; where a chat template goes on by itself, that says nothing about a head.
+    written: documents before duplicates were dropped.
     """
 
     train: list[Tensor]
     calibration: list[Tensor]
     test: list[Tensor]
-    first_position: int = 0
+    counted: dict[str, list[Tensor]]
+    written: int
     made_of: dict = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Writes train.parquet, calibration.parquet, test.parquet (column `tokens`) and corpus.json."""
+        """Writes train.parquet, calibration.parquet, test.parquet (columns `tokens`, `counted`) and corpus.json."""
         folder = Path(folder)
         for split in SPLITS:
+            tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
+            table = pd.DataFrame({"tokens": tokens, "counted": [mask.numpy() for mask in self.counted[split]]})
             with written_whole(folder / f"{split}.parquet") as path:
-                pd.DataFrame({"tokens": [s.numpy().astype(np.int32) for s in getattr(self, split)]}).to_parquet(path)
+                table.to_parquet(path)
         with written_whole(folder / "corpus.json") as path:
-            described = {"first_position": self.first_position, "made_of": self.made_of}
-            path.write_text(json.dumps(described, indent=2) + "\n")
+            path.write_text(json.dumps({"written": self.written, "made_of": self.made_of}, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Corpus":
-        """Raises CorpusError where there is no corpus."""
+        """Raises CorpusError where there is no corpus, or one of an earlier version."""
         folder = Path(folder)
         files = ["corpus.json", *(f"{split}.parquet" for split in SPLITS)]
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise CorpusError(f"No corpus in {folder}: {', '.join(missing)} missing. Notebook 01_train_heads makes it.")
-        splits = {
-            split: [torch.from_numpy(t.astype(np.int64)) for t in pd.read_parquet(folder / f"{split}.parquet").tokens]
-            for split in SPLITS
-        }
-        return cls(**splits, **json.loads((folder / "corpus.json").read_text()))
+        tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in SPLITS}
+        if any("counted" not in table for table in tables.values()):
+            raise CorpusError(
+                f"The corpus in {folder} does not say which positions count. Notebook 01_train_heads makes it anew."
+            )
+        splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
+        counted = {s: [torch.from_numpy(mask.copy()) for mask in table.counted] for s, table in tables.items()}
+        return cls(**splits, counted=counted, **json.loads((folder / "corpus.json").read_text()))
 
     def report(self) -> pd.DataFrame:
-        """Documents and tokens per split."""
-        rows = [
-            {"split": split, "documents": len(getattr(self, split)), "tokens": sum(map(len, getattr(self, split)))}
-            for split in SPLITS
-        ]
+        """What each split holds, one row each: documents, duplicates dropped (over all splits, before splitting),
+        tokens, counted tokens, different tokens, and the share of counted tokens that repeat: the last of eight
+        tokens that stood in the same document before.
+        """
+        rows, kept = [], sum(len(getattr(self, split)) for split in SPLITS)
+        for split in SPLITS:
+            texts, masks = getattr(self, split), self.counted[split]
+            counted = sum(int(mask.sum()) for mask in masks)
+            repeated = sum(int((_repeats(t) & mask.numpy()).sum()) for t, mask in zip(texts, masks, strict=True))
+            rows.append({
+                "split": split, "documents": len(texts), "duplicates": self.written - kept,
+                "tokens": sum(map(len, texts)), "counted": counted, "different": len(torch.cat(texts).unique()),
+                "repeated": repeated / max(counted, 1),
+            })  # fmt: skip
         return pd.DataFrame(rows)
 
 
@@ -110,49 +148,46 @@ def load_corpus(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     scratch: str | Path | None = None,
+    lessons: Lessons | None = None,
 ) -> Corpus:
     """The corpus that `config` describes, duplicates dropped, split by document.
 
     Args:
         scratch: folder for the finished batches of self-generation, which a later call with the same config goes on
-            from; None keeps nothing.
+            from, and where several processes meet; None keeps nothing.
+        lessons: where to keep what the model says of its own text while it writes it, so that it need not be asked
+            again for training.
 
     Raises:
-        CorpusError: no document, one that cannot be read, or a split that stays empty.
+        CorpusError: no document, one that cannot be read, fewer than asked for, or a split that stays empty.
+        LessonsError: there is no room to keep the lessons.
     """
     if config.source == "self":
-        documents = _self_generate(config, model, tokenizer, None if scratch is None else Path(scratch))
+        documents = _self_generate(config, model, tokenizer, None if scratch is None else Path(scratch), lessons)
     else:
-        documents = _tokenize(_read(config.source), config, tokenizer)
-    splits, seen = {split: [] for split in SPLITS}, set()
-    for document in documents:
+        documents = _tokenize(config, tokenizer)
+    splits, counted = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
+    seen, written = set(), 0
+    for document, mask in documents:
+        written += 1
         digest = hashlib.sha256(document.numpy().tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
             splits[_split_of(digest)].append(document)
+            counted[_split_of(digest)].append(mask)
+    if config.documents is not None and written < config.documents:
+        raise CorpusError(
+            f"{config.source!r} ran out: it has {written} documents of at least {_SHORTEST} tokens, and "
+            f"{config.documents} were asked for. Give more text, or say documents=None for all there is."
+        )
     empty = [split for split, sequences in splits.items() if not sequences]
     if empty:
         raise CorpusError(
             f"{config.source!r} gave {len(seen)} different documents of at least {_SHORTEST} tokens, which leaves no "
             f"{' and no '.join(empty)} text: give more documents."
         )
-    first_position = len(opening(tokenizer)) - 1 if config.source == "self" else 0
-    return Corpus(
-        **splits, first_position=first_position, made_of={**asdict(config), "model": model.config._name_or_path}
-    )
-
-
-def pad(
-    sequences: Sequence[Tensor], first_positions: int | Sequence[int] | Tensor = 0
-) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
-    """Sequences [position] as one tensor, filled up with token 0 on the right, and the mask of the positions that
-    count: real, and not before the first position. A causal model's states do not depend on what is right of them.
-    """
-    tokens = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
-    lengths = torch.tensor([len(s) for s in sequences])
-    first = torch.as_tensor(first_positions).expand(len(sequences))
-    position = torch.arange(tokens.shape[1])[None]
-    return tokens, (position < lengths[:, None]) & (position >= first[:, None])
+    made_of = {**asdict(config), "temperatures": [*config.temperatures], "model": model.config._name_or_path}
+    return Corpus(**splits, counted=counted, written=written, made_of=made_of)
 
 
 def _split_of(digest: bytes) -> str:
@@ -164,104 +199,64 @@ def _split_of(digest: bytes) -> str:
     return "test"
 
 
-def _self_generate(config: CorpusConfig, model, tokenizer, scratch: Path | None) -> Iterator[Tensor]:
-    prompt = opening(tokenizer).to(model.device)
-    if len(prompt) + _SHORTEST > config.length:
-        raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(prompt)} tokens.")
+def _repeats(tokens: Tensor, n: int = 8) -> np.ndarray:
+    """Which positions' next token ends n tokens that stood in the same document before, [position]."""
+    found, seen, text = np.zeros(len(tokens), dtype=bool), set(), tokens.tolist()
+    for end in range(n - 1, len(text)):
+        words = tuple(text[end - n + 1 : end + 1])
+        found[end - 1] = words in seen
+        seen.add(words)
+    return found
+
+
+def _self_generate(
+    config: CorpusConfig, model, tokenizer, scratch: Path | None, lessons: Lessons | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    turns, state = Turns.of(tokenizer), PartialState()
+    if len(turns.opening) + _SHORTEST > config.length:
+        raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
+    if scratch is None and state.num_processes > 1:
+        raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
     key = hashlib.sha256(json.dumps([asdict(config), model.config._name_or_path, str(model.dtype)]).encode())
     starts = range(0, config.documents, config.batch_size)
-    for start in tqdm(starts, desc="writing text", unit="batch"):
-        shard = None if scratch is None else scratch / f"{key.hexdigest()[:12]}-{start:06d}.npy"
-        if shard is not None and shard.is_file():
-            tokens = torch.from_numpy(np.load(shard))
-        else:
-            rows = min(config.batch_size, config.documents - start)
-            generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
-            tokens = _sample(model, prompt.repeat(rows, 1), config.length, config.temperature, generator).cpu()
-            if shard is not None:
-                with written_whole(shard) as path:
-                    np.save(path, tokens.numpy())
-        yield from tokens
+    shards = [None if scratch is None else scratch / f"{key.hexdigest()[:12]}-{start:06d}.npz" for start in starts]
+    mine = range(state.process_index, len(starts), state.num_processes)
+    if lessons is not None:
+        missing = sum(1 for shard in shards if shard is None or not shard.is_file())
+        lessons.announce(missing * config.batch_size * config.length)
+    batches = {}
+    for i in tqdm(mine, desc="writing text", unit="batch", disable=not state.is_main_process):
+        if shards[i] is None or not shards[i].is_file():
+            batches[i] = _write_batch(config, model, turns, starts[i], lessons)
+            if shards[i] is not None:
+                with written_whole(shards[i]) as path:
+                    np.savez(path, *batches.pop(i))
+    state.wait_for_everyone()
+    for i, shard in enumerate(shards):
+        tokens, counted = batches[i] if i in batches else np.load(shard).values()
+        yield from zip(torch.from_numpy(tokens), torch.from_numpy(counted), strict=True)
 
 
-def opening(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " position"]:
-    """What self-generated text starts with: a chat template up to the user's words, which the model then invents with
-    the answer to them; without a template, the token that begins (or, failing that, ends) a text.
-
-    Raises:
-        CorpusError: the tokenizer has none of these.
-    """
-    if tokenizer.chat_template:
-        mark = "\N{SECTION SIGN}\N{SECTION SIGN}"
-        text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-        tokens = tokenizer(text.partition(mark)[0], add_special_tokens=False).input_ids
-    else:
-        tokens = [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None][:1]
-    if not tokens:
-        raise CorpusError("The tokenizer has no chat template and no token that begins or ends a text: give text.")
-    return torch.tensor(tokens)
-
-
-def as_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "1 position"]:
-    """The text as the model expects to be asked: a user's turn where there is a chat template, else as it is."""
-    if not tokenizer.chat_template:
-        return tokenizer(text, return_tensors="pt").input_ids
-    turn = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt").input_ids
+def _write_batch(
+    config: CorpusConfig, model, turns: Turns, start: int, lessons: Lessons | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and counted positions of the documents from number `start` on, [row, position]."""
+    numbers = range(start, min(start + config.batch_size, config.documents))
+    temperatures = [config.temperatures[n % len(config.temperatures)] for n in numbers]
+    generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
+    text = write(
+        model, turns, config.length, temperatures, config.prompt_temperature, config.prompt_length, generator,
+        depths=() if lessons is None else lessons.depths,
+    )  # fmt: skip
+    counted = text.said_by_model if config.counted == "answers" else text.said_by_model | text.said_by_user
+    if lessons is not None:
+        for row, mask in enumerate(counted):
+            lessons.store(text.tokens[row], mask, text.lessons.at(row, mask))
+    return text.tokens.numpy(), counted.numpy()
 
 
-@torch.no_grad()
-def _sample(model, tokens: Tensor, length: int, temperature: float, generator: torch.Generator) -> Tensor:
-    """Samples on to `length` tokens, through ends of turns. Returns [batch, length]."""
-    cache = KVCache(model.config, length)
-    fed = tokens
-    while tokens.shape[1] < length:
-        logits = model(input_ids=fed, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-        cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)  # [batch, vocab]
-        u = torch.rand(len(tokens), 1, generator=generator, device=tokens.device)
-        fed = torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp(max=logits.shape[-1] - 1)
-        tokens = torch.cat([tokens, fed], dim=1)
-    return tokens
-
-
-def _tokenize(texts: Iterable[str], config: CorpusConfig, tokenizer) -> Iterator[Tensor]:
-    kept = 0
-    for text in tqdm(texts, desc="reading text", unit="document"):
-        tokens = tokenizer(text, truncation=True, max_length=config.length, return_tensors="pt").input_ids[0]
-        if len(tokens) >= _SHORTEST:
-            yield tokens
-            kept += 1
-        if kept == config.documents:
-            return
-
-
-def _read(source: str) -> Iterator[str]:
-    path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            try:
-                yield json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise CorpusError(f"{path}, line {number}: expected a JSON object with a field 'text'.") from error
-    elif path.suffix == ".txt" and path.is_file():
-        yield from (text for text in path.read_text().split("\n\n") if text.strip())
-    elif path.suffix in (".txt", ".jsonl"):
-        raise CorpusError(f"No file {source}.")
-    else:
-        yield from _stream(source)
-
-
-def _stream(source: str) -> Iterator[str]:
-    import datasets  # heavy, and of no use to the other sources
-
-    try:
-        rows = datasets.load_dataset(source, split="train", streaming=True)
-        for row in rows:
-            yield row["text"]
-    except KeyError as error:
-        raise CorpusError(f"Dataset {source!r} has no column 'text', but {sorted(row)}.") from error
-    except Exception as error:  # whatever the library and the network raise, the user needs one sentence
-        raise CorpusError(
-            f"Cannot read dataset {source!r}: {error}. Expected 'self', a .txt or .jsonl file, a folder of data "
-            "files, or the Hub id of a dataset with a split 'train' and a column 'text'."
-        ) from error
+def _tokenize(config: CorpusConfig, tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
+    texts = tqdm(read_documents(config.source), desc="reading text", unit="document")
+    tokens = (tokenizer(t, truncation=True, max_length=config.length, return_tensors="pt").input_ids[0] for t in texts)
+    for document in islice((t for t in tokens if len(t) >= _SHORTEST), config.documents):
+        yield document, torch.ones(len(document), dtype=torch.bool)

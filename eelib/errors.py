@@ -22,7 +22,11 @@ class CorpusError(EelibError):
 
 
 class TrainingError(EelibError):
-    """Training that cannot go on: a loss that is not a number, or a checkpoint of another run."""
+    """Training that cannot go on: a loss that is not a number, a checkpoint of another run, or no room for one."""
+
+
+class LessonsError(EelibError):
+    """What the model says of a text cannot be kept: no room on the disk."""
 
 
 class FetchError(EelibError):

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from eelib.backbone import Backbone
 from eelib.errors import UnsupportedError
 from eelib.kvcache import KVCache
-from eelib.probing import StandIn, with_parts
+from eelib.probing import StandIn, with_attention, with_parts
 
 MAX_ROWS = 32
 """Products are probed for up to so many rows; more are taken in groups of this size."""
@@ -46,7 +46,10 @@ class RowExact:
     def __init__(self, backbone: Backbone):
         self._unembedding_rows = invariant_rows(backbone.unembedding)
         windows = KVCache(backbone.model.config, 0).windows
-        blocks = (_row_exact(block, window) for block, window in zip(backbone.blocks, windows, strict=True))
+        blocks = (
+            with_attention(_row_exact(block), _ATTENTION, eelib_window=window)
+            for block, window in zip(backbone.blocks, windows, strict=True)
+        )
         self.blocks, self.at_once = nn.ModuleList(blocks), MAX_ROWS
         if self._keeps_bits(backbone):
             return
@@ -147,18 +150,13 @@ def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> li
     return [row.view(*x.shape[:-2], 1, -1) for row in x.reshape(-1, x.shape[-1]).split(1)]
 
 
-def _row_exact(module: nn.Module, window: int | None) -> nn.Module:
-    """A block, or a part of one, as a copy that shares its parameters. window: the block's sliding window, if any."""
+def _row_exact(module: nn.Module) -> nn.Module:
+    """A block, or a part of one, as a copy that shares its parameters, its products exact row by row."""
     weight = getattr(module, "weight", None)
     if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
         rows = invariant_rows(module)
         return module if len(rows) == MAX_ROWS - 1 else _Rows(module, rows)
-    copied = with_parts(module, {name: _row_exact(child, window) for name, child in module.named_children()})
-    if isinstance(getattr(module, "config", None), PreTrainedConfig) and module.config._attn_implementation == "sdpa":
-        copied.config = copy.copy(module.config)
-        copied.config._attn_implementation_internal = _ATTENTION
-        copied.config.eelib_window = window
-    return copied
+    return with_parts(module, {name: _row_exact(child) for name, child in module.named_children()})
 
 
 def _attention_row_by_row(

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone import Backbone
 from eelib.errors import HeadsError, InvalidInputError
+from eelib.lessons import Lesson
+from eelib.vocabulary import frequent_tokens
 from eelib.workspace import written_whole
 
 KINDS = ("mlp", "affine", "linear", "none")
@@ -141,7 +143,7 @@ class ExitHeads(nn.Module):
     def init(
         cls,
         model: PreTrainedModel,
-        depths: Sequence[int],
+        depths: int | Sequence[int],
         kind: str = "mlp",
         draft_vocab_size: int | None = None,
         *,
@@ -150,14 +152,15 @@ class ExitHeads(nn.Module):
         sequences: Sequence[Tensor] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> "ExitHeads":
-        """Untrained heads. With a draft vocabulary, `sequences` are text of the model's own, whose most frequent
-        tokens are taken, and `tokenizer` names the special tokens that are always taken.
+        """Untrained heads at `depths`, or at so many depths, evenly spread. With a draft vocabulary, `sequences` are
+        text of the model's own, whose most frequent tokens are taken, and `tokenizer` names the special tokens that
+        are always taken.
 
         Raises:
             InvalidInputError: a setting that no heads can have.
             ModelError: the model cannot be cut.
         """
-        config = HeadConfig(tuple(depths), kind, draft_vocab_size, width, seed)
+        config = HeadConfig(Backbone.of(model).check_depths(depths), kind, draft_vocab_size, width, seed)
         draft_tokens = None
         if draft_vocab_size is not None:
             if sequences is None or tokenizer is None:
@@ -173,6 +176,11 @@ class ExitHeads(nn.Module):
     def backbone(self) -> Backbone:
         return self._of[0]
 
+    def parameters_of(self, depth: int) -> list[nn.Parameter]:
+        """What is trained of the head at `depth`."""
+        other = [*self.others[str(depth)].parameters()] if self.others else []
+        return [*self.maps[str(depth)].parameters(), *other]
+
     def parameter_count(self) -> dict[str, int]:
         """`own`: parameters the heads add in memory, the copied unembedding rows included; `trained`: those trained."""
         trained = sum(p.numel() for p in self.parameters())
@@ -186,8 +194,18 @@ class ExitHeads(nn.Module):
         if self.draft_tokens is None:
             return self.backbone.unembed(mapped)
         normed = self.backbone.normalise(mapped)
-        drafted = F.linear(normed, self._rows.to(normed.dtype), self._row_bias)
-        return torch.cat([self.backbone.finish(drafted), self.others[str(depth)](normed)], dim=-1)
+        return torch.cat([self._unembed_drafted(normed), self.others[str(depth)](normed)], dim=-1)
+
+    def target(self, lesson: Lesson) -> Float[Tensor, "token classes"]:
+        """The model's own probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
+        if self.draft_tokens is None:
+            logits = self.backbone.finish(self.backbone.unembedding(lesson.final)).float()
+            return (logits - lesson.log_normaliser[:, None]).exp()
+        drafted = (self._unembed_drafted(lesson.final).float() - lesson.log_normaliser[:, None]).exp()
+        return torch.cat([drafted, (1 - drafted.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
+
+    def _unembed_drafted(self, normed: Float[Tensor, "... width"]) -> Float[Tensor, "... draft"]:
+        return self.backbone.finish(F.linear(normed, self._rows.to(normed.dtype), self._row_bias))
 
     def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The same head read out over the model's whole vocabulary: what benchmarks score with."""
@@ -258,25 +276,6 @@ class ExitHeads(nn.Module):
         heads.load_state_dict(tensors)
         heads.training_record = described["training"]
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
-
-
-def frequent_tokens(
-    sequences: Sequence[Tensor], size: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Int[Tensor, " draft"]:
-    """The `size` tokens to draft, ascending: all special tokens, then the most frequent ones of `sequences`.
-
-    Frequencies in text sampled from the model estimate what the model emits (as FR-Spec ranks its vocabulary, arXiv
-    2502.14856). Ties go to the lower token, which in a byte-pair vocabulary is the earlier and commoner merge.
-    """
-    vocab_size = Backbone.of(model).vocab_size
-    if size >= vocab_size:
-        raise InvalidInputError(f"draft_vocab_size={size}: expected fewer than the model's {vocab_size} tokens.")
-    counts = torch.bincount(torch.cat(list(sequences)).cpu(), minlength=vocab_size).double()
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = model.generation_config.eos_token_id
-    special |= set(tokenizer.all_special_ids) | set(ends if isinstance(ends, list) else [ends] if ends else [])
-    counts[sorted(i for i in special if i < vocab_size)] = float("inf")
-    return torch.sort(torch.sort(counts, descending=True, stable=True).indices[:size]).values.to(model.device)
 
 
 def _model_card(described: dict) -> str:

@@ -42,6 +42,10 @@ class _KVLayer(CacheLayerMixin):
         self.keys[:, :, : self.length] = old_keys[:, :, : self.length]
         self.values[:, :, : self.length] = old_values[:, :, : self.length]
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.keys = self.keys.repeat_interleave(repeats, dim=0)
+        self.values = self.values.repeat_interleave(repeats, dim=0)
+
     def first_seen(self, start: int) -> int:
         """The oldest position that the position `start` sees."""
         return 0 if self.window is None else max(start - self.window + 1, 0)

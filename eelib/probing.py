@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from eelib.errors import ModelError
 
@@ -70,6 +70,18 @@ def with_parts(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     for name in {path.partition(".")[0] for path in parts}:
         inner = {p.partition(".")[2]: part for p, part in parts.items() if p.partition(".")[0] == name}
         copied._modules[name] = inner[""] if "" in inner else with_parts(module._modules[name], inner)
+    return copied
+
+
+def with_attention(module: nn.Module, implementation: str, **settings: object) -> nn.Module:
+    """`module` as such a copy, its attention computed by another function of transformers' `AttentionInterface`, which
+    finds `settings` in its module's config. Attention that is not PyTorch's own (`sdpa`) stays as it is.
+    """
+    copied = with_parts(module, {n: with_attention(m, implementation, **settings) for n, m in module.named_children()})
+    if isinstance(getattr(module, "config", None), PreTrainedConfig) and module.config._attn_implementation == "sdpa":
+        copied.config = copy.copy(module.config)
+        copied.config._attn_implementation_internal = implementation
+        vars(copied.config).update(settings)
     return copied
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from eelib.confidence import METRICS
+from eelib.errors import InvalidInputError
 
 
 def risk_coverage(scores: np.ndarray, agrees: np.ndarray) -> pd.DataFrame:
@@ -51,11 +52,17 @@ def separation(
     entropy's on the same resamples.
 
     Rows where a head declines are left out: it has nothing to be right or wrong about there. Columns: depth, metric,
-    {auroc, aupr, aurc} and their _low and _high, auroc_less_entropy with _low and _high, declined (share of rows).
+    {auroc, aupr, aurc} and their _low and _high, auroc_less_entropy with _low and _high, declined (share of rows). A
+    head that declines everywhere has no row.
+
+    Raises:
+        InvalidInputError: all do.
     """
     rows = []
     for depth, table in traces.groupby("depth"):
         spoken = table[table.head_token >= 0]
+        if spoken.empty:
+            continue
         groups = [g for _, g in spoken.groupby("sequence")[[*metrics, "agrees"]]]
         agrees = [g.agrees.to_numpy() for g in groups]
         scores = {m: [g[m].to_numpy() for g in groups] for m in metrics}
@@ -76,6 +83,10 @@ def separation(
             difference = resampled[:, i, 0] - resampled[:, baseline, 0]
             row |= percentile_interval(f"auroc_less_{metrics[baseline]}", point[i, 0] - point[baseline, 0], difference)
             rows.append(row)
+    if not rows:
+        raise InvalidInputError(
+            "Every head declines everywhere: train them on more text, or leave draft_vocab_size out."
+        )
     return pd.DataFrame(rows)
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.backbone import Backbone
+from eelib.backbone import Backbone, pad
 from eelib.confidence import METRICS, confidence
-from eelib.corpus import pad
 from eelib.errors import CorpusError
 from eelib.heads import ExitHeads
 
@@ -21,7 +20,7 @@ def record_traces(
     heads: ExitHeads,
     sequences: Sequence[Tensor],
     *,
-    first_positions: int | Sequence[int] = 0,
+    counted: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
     """One row per sequence, position and head, in that order.
@@ -32,7 +31,7 @@ def record_traces(
 
     Args:
         sequences: 1-D LongTensors, one a document; fed as they are, so drafts never condition on drafts.
-        first_positions: the first position to record, of all sequences or of each.
+        counted: for each sequence a mask [position] of the positions to record (`Corpus.counted`); None for all.
 
     Raises:
         CorpusError: no sequences.
@@ -40,10 +39,9 @@ def record_traces(
     if not sequences:
         raise CorpusError("No sequences to record traces of.")
     backbone, tables = Backbone.of(model), []
-    first = [first_positions] * len(sequences) if isinstance(first_positions, int) else first_positions
     for start in tqdm(range(0, len(sequences), batch_size), desc="recording traces", unit="batch"):
         batch = sequences[start : start + batch_size]
-        tokens, real = pad(batch, first[start : start + batch_size])
+        tokens, real = pad(batch, None if counted is None else counted[start : start + batch_size])
         states = backbone.states(tokens.to(model.device), [*heads.depths, backbone.n_blocks])
         real = real.to(model.device)
         teacher_token = backbone.unembed(states[backbone.n_blocks][real]).argmax(-1)

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from safetensors import safe_open
+from accelerate import PartialState
+from accelerate.utils import reduce
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.backbone import Backbone
-from eelib.corpus import pad
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads import ExitHeads
+from eelib.lessons import Lesson, Lessons
+from eelib.reports import Report
 from eelib.workspace import written_whole
 
 LOSSES = ("kl", "cross_entropy")
@@ -68,55 +69,73 @@ def distil(
     sequences: Sequence[Tensor],
     config: TrainConfig,
     *,
-    first_position: int = 0,
+    counted: Sequence[Tensor] | None = None,
+    lessons: Lessons | None = None,
     validation: Sequence[Tensor] = (),
+    validation_counted: Sequence[Tensor] | None = None,
     checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
 ) -> pd.DataFrame:
     """Trains the heads in place against the frozen model's own distribution, and leaves them in the model's type.
 
+    Under `accelerate launch` every process takes its share of each step's sequences; the gradients, and so the heads,
+    are those of one process, up to the order of additions.
+
     Args:
         sequences: 1-D LongTensors, one a document.
-        first_position: of every sequence the first to train on and to count (`Corpus.first_position`).
+        counted: for each a mask [position] of the positions to train on (`Corpus.counted`); None for all.
+        lessons: what the model says of text, kept on disk or not; None asks the model at every step.
         validation: held-out sequences; agreement and loss on them go into `heads.training_record`.
         checkpoint: file to go on from when a former call with the same arguments was killed; deleted at the end. The
             result is that of an uninterrupted run, bit for bit on a CPU.
+        log: file that gets the rows of the report as they come, one JSON object a line.
+        tensorboard: folder for TensorBoard's event files (needs the extra `track`).
 
     Returns:
         One row per logged step and head: step, tokens, depth, loss [nats], agreement (share of tokens where the
         head's choice is the model's), learning_rate, tokens_per_second.
 
     Raises:
-        CorpusError: no sequences. HeadsError: nothing to train. TrainingError: the loss is not a number, or the
-        checkpoint is another run's.
+        CorpusError: no sequences. HeadsError: nothing to train. TrainingError: the loss is not a number, the
+        checkpoint is another run's or cannot be written.
     """
     if not sequences:
         raise CorpusError("No sequences to train on: the training split is empty.")
     if not any(True for _ in heads.parameters()):
         raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
+    lessons = Lessons(model, heads.depths) if lessons is None else lessons
     heads.float().requires_grad_(True)
-    run = _Run(heads, config, sequences, first_position, None if checkpoint is None else Path(checkpoint))
+    run = _Run(heads, config, sequences, counted, None if checkpoint is None else Path(checkpoint))
     run.restore()
-    steps = run.schedule()
-    with tqdm(total=len(steps), initial=run.step, desc="training heads", unit="step") as bar:
+    steps, state = run.schedule(), PartialState()
+    with (
+        Report(run.log, log, tensorboard, state.is_main_process) as report,
+        tqdm(
+            total=len(steps), initial=run.step, desc="training heads", unit="step", disable=not state.is_main_process
+        ) as bar,
+    ):
         started, tokens_before = time.perf_counter(), run.tokens
         for batch in steps[run.step :]:
-            rows = _train_step(model, heads, [sequences[i] for i in batch], run, len(steps))
+            mine = batch[state.process_index :: state.num_processes]
+            masks = None if counted is None else [counted[i] for i in mine]
+            lesson = lessons.on([sequences[i] for i in mine], masks) if mine else None
+            rows = _train_step(heads, lesson, run, len(steps))
             seconds = time.perf_counter() - started
             bar.update()
             if run.step % config.log_every == 0 or run.step == len(steps):
                 speed = (run.tokens - tokens_before) / seconds
-                run.log += [{**row, "tokens_per_second": speed} for row in rows]
+                report.add([{**row, "tokens_per_second": speed} for row in rows])
                 bar.set_postfix_str(f"loss {rows[-1]['loss']:.2f} at depth {rows[-1]['depth']}, {speed:.0f} tokens/s")
-            if run.step % config.checkpoint_every == 0 and run.step < len(steps):
+            if run.step % config.checkpoint_every == 0 and run.step < len(steps) and state.is_main_process:
                 run.save()
     heads.to(model.dtype).requires_grad_(False)
+    measured = evaluate(model, heads, validation, validation_counted).to_dict("records") if validation else []
     heads.training_record = {
-        "config": asdict(config),
-        "sequences": len(sequences),
-        "tokens": run.tokens,
-        "validation": evaluate(model, heads, validation, first_position).to_dict("records") if validation else [],
-    }
-    run.finish()
+        "config": asdict(config), "sequences": len(sequences), "tokens": run.tokens, "validation": measured,
+    }  # fmt: skip
+    if state.is_main_process:
+        run.finish()
     return pd.DataFrame(run.log)
 
 
@@ -125,17 +144,20 @@ def evaluate(
     model: PreTrainedModel,
     heads: ExitHeads,
     sequences: Sequence[Tensor],
-    first_position: int = 0,
+    counted: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Loss (KL, nats) and agreement per depth, mean over the positions that count. One row a head."""
-    sums, tokens = {depth: [0.0, 0] for depth in heads.depths}, 0
+    """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head."""
+    sums, tokens, lessons = {depth: [0.0, 0] for depth in heads.depths}, 0, Lessons(model, heads.depths)
     for start in range(0, len(sequences), batch_size):
-        lesson = _teach(model, heads, sequences[start : start + batch_size], first_position)
+        masks = None if counted is None else counted[start : start + batch_size]
+        lesson = lessons.on(sequences[start : start + batch_size], masks)
+        target = heads.target(lesson)
+        entropy = torch.special.entr(target).sum(-1)
         tokens += len(lesson.choice)
         for depth in heads.depths:
             logits = heads.logits(depth, lesson.states[depth]).float()
-            sums[depth][0] += (F.cross_entropy(logits, lesson.target, reduction="none") - lesson.entropy).sum().item()
+            sums[depth][0] += (F.cross_entropy(logits, target, reduction="none") - entropy).sum().item()
             sums[depth][1] += (heads.tokens(logits) == lesson.choice).sum().item()
     return pd.DataFrame(
         [{"depth": d, "loss": loss / tokens, "agreement": agreed / tokens} for d, (loss, agreed) in sums.items()]
@@ -145,13 +167,12 @@ def evaluate(
 class _Run:
     """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
 
-    def __init__(self, heads, config: TrainConfig, sequences: Sequence[Tensor], first_position: int, path: Path | None):
+    def __init__(self, heads, config: TrainConfig, sequences, counted, path: Path | None):
         self.heads, self.config, self.path, self.n_sequences = heads, config, path, len(sequences)
-        self.first_position = first_position
         self.step, self.tokens, self.log = 0, 0, []
         self.optimizer = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=0.0)
-        digest = hashlib.sha256(repr((config, first_position, heads.config, heads.backbone.fingerprint())).encode())
-        for sequence in sequences:
+        digest = hashlib.sha256(repr((config, heads.config, heads.backbone.fingerprint())).encode())
+        for sequence in [*sequences, *(counted or ())]:
             digest.update(sequence.numpy().tobytes())
         self.identity = digest.hexdigest()
 
@@ -189,83 +210,61 @@ class _Run:
             tensors[f"{name}.value"] = parameter.data
             tensors.update({f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()})
         state = {"identity": self.identity, "step": self.step, "tokens": self.tokens, "log": self.log}
-        with written_whole(self.path) as path:
-            save_file(tensors, path, metadata={"state": json.dumps(state)})
+        try:
+            with written_whole(self.path) as path:
+                save_file(tensors, path, metadata={"state": json.dumps(state)})
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The last one that was "
+                "written is kept: make room and run the same again."
+            ) from error
 
     def finish(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
-def _train_step(model, heads: ExitHeads, batch: list[Tensor], run: _Run, n_steps: int) -> list[dict]:
-    """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time)."""
-    lesson = _teach(model, heads, batch, run.first_position)
+def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
+    """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
+
+    lesson: this process's share; None where there are more processes than sequences.
+    """
     rate = run.config.learning_rate * _schedule(run.step, round(run.config.warmup * n_steps), n_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    run.step, run.tokens = run.step + 1, run.tokens + len(lesson.choice)
+    device = heads.backbone.model.device
+    tokens = reduce(torch.tensor(0.0 if lesson is None else float(len(lesson.choice)), device=device), "sum").item()
+    run.step, run.tokens = run.step + 1, run.tokens + int(tokens)
+    target = None if lesson is None else heads.target(lesson)
+    if target is not None and run.config.loss == "cross_entropy":
+        target = F.one_hot(target.argmax(-1), target.shape[-1]).float()
     rows = []
     for depth in heads.depths:
-        logits = heads.logits(depth, lesson.states[depth]).float()
-        if run.config.loss == "kl":  # cross-entropy less the teacher's own entropy, which has no gradient
-            loss = F.cross_entropy(logits, lesson.target) - lesson.entropy.mean()
-        else:
-            loss = F.cross_entropy(logits, lesson.target.argmax(-1))
-        if not math.isfinite(loss.item()):
+        parameters, sums = heads.parameters_of(depth), torch.zeros(2, device=device)
+        if lesson is not None:
+            logits = heads.logits(depth, lesson.states[depth]).float()
+            # Cross-entropy less the target's own entropy, which has no gradient, is KL.
+            loss = F.cross_entropy(logits, target, reduction="sum") - torch.special.entr(target).sum()
+            (loss / tokens).backward()
+            agreed = (heads.tokens(logits.detach()) == lesson.choice).sum()
+            sums = torch.stack([loss.detach(), agreed.float()])
+        loss, agreement = (reduce(sums, "sum") / tokens).tolist()
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"The loss at depth {depth} is {loss.item()} at step {run.step}. The last checkpoint is kept; "
+                f"The loss at depth {depth} is {loss} at step {run.step}. The last checkpoint is kept; "
                 f"lower learning_rate ({run.config.learning_rate}) or check the text."
             )
-        loss.backward()
-        agreement = (heads.tokens(logits.detach()) == lesson.choice).float().mean().item()
-        rows.append(
-            {"step": run.step, "tokens": run.tokens, "depth": depth, "loss": loss.item(), "agreement": agreement,
-             "learning_rate": rate}
-        )  # fmt: skip
-        own = [*heads.maps[str(depth)].parameters()]
-        own += [*heads.others[str(depth)].parameters()] if heads.others else []
-        torch.nn.utils.clip_grad_norm_(own, run.config.max_grad_norm)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = reduce(parameter.grad, "sum")
+        torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
+        rows.append({
+            "step": run.step, "tokens": run.tokens, "depth": depth, "loss": loss, "agreement": agreement,
+            "learning_rate": rate,
+        })  # fmt: skip
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return rows
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """What the frozen model says at the positions of a batch that count.
-
-    states: at each head's depth, [token, hidden]. target: its probabilities over the heads' classes, [token, classes],
-    float32. entropy: of the target, nats, [token]. choice: its most likely token, [token].
-    """
-
-    states: dict[int, Tensor]
-    target: Tensor
-    entropy: Tensor
-    choice: Tensor
-
-
-@torch.no_grad()
-def _teach(model, heads: ExitHeads, batch: Sequence[Tensor], first_position: int, rows: int = 128) -> _Lesson:
-    backbone = Backbone.of(model)
-    tokens, real = pad(batch, first_position)
-    states = backbone.states(tokens.to(model.device), [*heads.depths, backbone.n_blocks])
-    states = {depth: state[real.to(state.device)] for depth, state in states.items()}
-    targets, choices = [], []
-    for hidden in states.pop(backbone.n_blocks).split(rows):  # the whole vocabulary at once for a few rows only
-        teacher = backbone.unembed(hidden)
-        choices.append(teacher.argmax(-1))
-        targets.append(_over_classes(heads, teacher))
-    target = torch.cat(targets)
-    return _Lesson(states, target, torch.special.entr(target).sum(-1), torch.cat(choices))
-
-
-def _over_classes(heads: ExitHeads, teacher: Float[Tensor, "token vocab"]) -> Float[Tensor, "token classes"]:
-    """The model's probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
-    probabilities = teacher.softmax(-1, dtype=torch.float32)
-    if heads.draft_tokens is None:
-        return probabilities
-    drafted = probabilities[:, heads.draft_tokens]
-    return torch.cat([drafted, (1 - drafted.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
 
 
 def _schedule(step: int, warmup_steps: int, n_steps: int) -> float:

@@ -67,6 +67,11 @@ def prompts(n: int, length: int = 7, seed: int = 0) -> list[torch.Tensor]:
     return [torch.randint(3, VOCAB_SIZE, (1, length), generator=generator) for _ in range(n)]
 
 
+def after(position: int, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """For each text the mask of the positions from this one on."""
+    return [torch.arange(len(text)) >= position for text in texts]
+
+
 def random_heads(model, depths=(1, 3, 5), seed=0, scale=0.3):
     """Heads whose maps are random, so that they agree sometimes and disagree strongly at other times."""
     heads = eelib.ExitHeads.init(model, depths, "affine", seed=seed).to(model.dtype)

@@ -5,7 +5,7 @@ import torch
 from conftest import N_BLOCKS, prompts, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eelib.backbone import Backbone
+from eelib.backbone import Backbone, pad
 from eelib.errors import InvalidInputError, ModelError
 
 
@@ -76,8 +76,8 @@ def test_depths_out_of_order_or_range(llama, depths):
         Backbone.of(llama).check_depths(depths)
 
 
-def test_even_depths(llama):
-    assert Backbone.of(llama).even_depths(4) == (1, 2, 4, 5)
+def test_a_number_of_depths_spreads_them_evenly(llama):
+    assert Backbone.of(llama).check_depths(4) == (1, 2, 4, 5)
 
 
 def test_fingerprint_tells_models_apart_but_not_types():
@@ -87,3 +87,13 @@ def test_fingerprint_tells_models_apart_but_not_types():
     assert prints[0] == prints[1] != prints[2]
     model.lm_head.weight.data[3, 4] += 1
     assert Backbone.of(model).fingerprint() != prints[0]
+
+
+def test_padding_marks_what_counts():
+    tokens, counts = pad([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]] and counts.sum(1).tolist() == [3, 1]
+    masks = [torch.tensor([False, True, True]), torch.tensor([True])]
+    assert pad([torch.tensor([5, 6, 7]), torch.tensor([8])], masks)[1].tolist() == [
+        [False, True, True],
+        [True, False, False],
+    ]

@@ -7,7 +7,7 @@ from conftest import N_BLOCKS, VOCAB_SIZE, letters, prompts, tiny_model
 import eelib
 from eelib.backbone import Backbone
 from eelib.errors import HeadsError, InvalidInputError
-from eelib.heads import frequent_tokens
+from eelib.vocabulary import frequent_tokens
 
 
 @pytest.fixture(scope="module")

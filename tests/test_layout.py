@@ -8,9 +8,9 @@ import eelib
 from eelib.workspace import PROJECT
 
 ORDER = (
-    "errors workspace offline models measure kvcache probing backbone exact frontier confidence corpus heads training "
-    "traces separation calibration policies sampling options decoding cost planning lossless comparison benchmarks "
-    "figures batch"
+    "errors workspace offline models measure kvcache probing backbone exact frontier confidence chat "
+    "lessons self_generation sources corpus vocabulary heads reports training recipe traces separation calibration "
+    "policies sampling options decoding cost planning lossless comparison benchmarks figures batch"
 ).split()
 
 

@@ -20,7 +20,13 @@ from eelib.exact import RowExact
 from eelib.workspace import PROJECT
 
 SMALL = {
-    "01_train_heads": {"documents": 48, "length": 48, "epochs": 1, "draft_vocab_size": 2048},
+    "01_train_heads": {
+        "changes": {
+            "corpus": {"documents": 120, "length": 56, "prompt_length": 16},
+            "heads": {"draft_vocab_size": 2048},
+            "training": {"epochs": 1},
+        }
+    },
     "00_quickstart": {"max_new_tokens": 16, "calibration_documents": 4},
     "02_confidence": {"resamples": 10},
     "03_calibration": {"epsilons": [0.5, 0.9]},
@@ -32,8 +38,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def run_batch(folder: Path, model: dict, targets: tuple[str, ...] = (), **train) -> eelib.Workspace:
-    parameters = {**SMALL, "01_train_heads": SMALL["01_train_heads"] | train}
+def run_batch(folder: Path, model: dict, targets: tuple[str, ...] = (), changes: dict | None = None) -> eelib.Workspace:
+    parameters = SMALL if changes is None else {**SMALL, "01_train_heads": {"changes": changes}}
     config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "eelib.batch", "paper", "--config", str(folder / "config.yaml")]
@@ -71,7 +77,8 @@ def pythia_like(folder: Path) -> Path:
 def pythia(tmp_path_factory) -> eelib.Workspace:
     folder = tmp_path_factory.mktemp("pythia")
     model = {"name": str(pythia_like(folder)), "dtype": "float32"}
-    return run_batch(folder, model, corpus=str(folder / "text"), draft_vocab_size=200)
+    text = {"source": str(folder / "text"), "documents": None, "length": 48}
+    return run_batch(folder, model, changes={"corpus": text, "heads": {"draft_vocab_size": None}})
 
 
 def check(workspace: eelib.Workspace) -> None:

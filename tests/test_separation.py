@@ -4,6 +4,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from eelib import separation
+from eelib.errors import InvalidInputError
 
 
 def test_risk_coverage_by_hand():
@@ -63,3 +64,12 @@ def test_intervals_of_nothing_and_of_equal_values():
     assert separation.median_interval([3.0]) == (3, 3, 3)
     assert np.isnan(separation.ratio_interval([0, 0], [0, 0])[0])
     assert separation.ratio_interval([1, 2, 3], [2, 4, 6])[0] == 0.5
+
+
+def test_a_head_that_always_declines_has_no_row_and_all_such_heads_are_an_error(traces):
+    silent = traces.assign(head_token=-1)
+    depth = traces.depth.iloc[0]
+    both = pd.concat([traces, silent.assign(depth=depth + 1)])
+    assert set(separation.separation(both, ("entropy",), resamples=5).depth) == set(traces.depth)
+    with pytest.raises(InvalidInputError, match="declines everywhere"):
+        separation.separation(silent, ("entropy",), resamples=5)

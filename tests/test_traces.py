@@ -1,6 +1,6 @@
 import pandas as pd
 import pytest
-from conftest import letters, prompts
+from conftest import after, letters, prompts
 from test_decoding import DEPTHS, random_heads
 
 import eelib
@@ -31,8 +31,8 @@ def test_traces_say_what_heads_and_model_say(llama, texts):
         assert row[metric] == pytest.approx(score.item(), rel=1e-5)
 
 
-def test_first_positions_leave_the_prompt_out(llama, texts):
-    traces = eelib.record_traces(llama, random_heads(llama), texts, first_positions=[6] * 5)
+def test_the_prompt_can_be_left_out(llama, texts):
+    traces = eelib.record_traces(llama, random_heads(llama), texts, counted=after(6, texts))
     assert traces.position.min() == 6 and len(traces) == 3 * sum(len(t) - 6 for t in texts)
     with pytest.raises(CorpusError):
         eelib.record_traces(llama, random_heads(llama), [])
@@ -53,7 +53,7 @@ def test_rounds_from_traces_are_what_decoding_does(llama, with_heads, draft_leng
     heads = random_heads(llama) if with_heads else eelib.ExitHeads.init(llama, DEPTHS, "none")
     kwargs = {"max_new_tokens": 40, "eos_token_id": None}
     texts = [llama.generate(p, do_sample=False, **kwargs)[0] for p in prompts(4)]
-    traces = eelib.record_traces(llama, heads, texts, first_positions=[6] * 4)
+    traces = eelib.record_traces(llama, heads, texts, counted=after(6, texts))
     traces = traces[traces.position < traces.groupby("sequence").position.transform("max")]
     grid = fixed_exit_grid(traces, costs(llama, heads), 6, [draft_length]).set_index("depth")
     for depth in DEPTHS:
@@ -89,7 +89,7 @@ def test_pareto_front():
 
 
 def test_greedy_text_is_what_the_model_teaches(llama, texts):
-    traces = eelib.record_traces(llama, random_heads(llama), texts, first_positions=[6] * 5)
+    traces = eelib.record_traces(llama, random_heads(llama), texts, counted=after(6, texts))
     said = traces[traces["head"] == 0].groupby("sequence").teacher_token.apply(list)
     for i, text in enumerate(texts):
         assert said[i][:-1] == text[7:].tolist()

@@ -1,10 +1,16 @@
+import json
+
+import pandas as pd
 import pytest
 import torch
-from conftest import letters, prompts, tiny_model
+from conftest import after, letters, prompts, tiny_model
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import eelib
 from eelib import training
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
+from eelib.lessons import Lessons
 
 CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
 
@@ -57,7 +63,7 @@ def test_kl_against_torch(llama, text):
 def test_other_carries_what_is_not_drafted(llama, text):
     heads = eelib.ExitHeads.init(llama, [2], "mlp", 20, sequences=text, tokenizer=letters())
     logits = llama(text[0][None]).logits[0]
-    target = training._over_classes(heads, logits)
+    target = heads.target(Lessons(llama, [2]).on(text[:1]))
     assert target.sum(-1).allclose(torch.ones(len(target)))
     inside = logits.softmax(-1)[:, heads.draft_tokens].sum(-1)
     assert target[:, -1].allclose((1 - inside).float(), atol=1e-5)
@@ -68,34 +74,68 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_path, monkeypatch, at):
-    whole, parts, checkpoint = heads_for(llama), heads_for(llama), tmp_path / "heads.safetensors"
-    report = eelib.distil(llama, whole, text, CONFIG)
+@pytest.mark.parametrize("kept", [True, False])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_path, monkeypatch, at, kept):
+    whole, parts, checkpoint = heads_for(llama), heads_for(llama), tmp_path / "run" / "heads.safetensors"
+    lessons = Lessons(llama, [2, 4], tmp_path / "lessons" if kept else None)
+    report = eelib.distil(llama, whole, text, CONFIG, lessons=lessons)
     step = training._train_step
 
-    def killing(model, heads, batch, run, n):
+    def killing(heads, lesson, run, n):
         if run.step == at:
             raise KilledError
-        return step(model, heads, batch, run, n)
+        return step(heads, lesson, run, n)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(training, "_train_step", killing)
-        eelib.distil(llama, parts, text, CONFIG, checkpoint=checkpoint)
-    assert checkpoint.is_file() and list(tmp_path.iterdir()) == [checkpoint]
-    parts = heads_for(llama)
-    resumed = eelib.distil(llama, parts, text, CONFIG, checkpoint=checkpoint)
+        eelib.distil(llama, parts, text, CONFIG, lessons=lessons, checkpoint=checkpoint)
+    assert checkpoint.is_file() and list(checkpoint.parent.iterdir()) == [checkpoint]
+    parts, log, board = heads_for(llama), tmp_path / "log.jsonl", tmp_path / "board"
+    resumed = eelib.distil(
+        llama, parts, text, CONFIG, lessons=lessons, checkpoint=checkpoint, log=log, tensorboard=board
+    )
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
     assert resumed.drop(columns="tokens_per_second").equals(report.drop(columns="tokens_per_second"))
     assert not checkpoint.exists()
+    logged = pd.DataFrame(map(json.loads, log.read_text().splitlines()))
+    assert logged.equals(resumed), "the log of a resumed run is whole"
+    events = EventAccumulator(str(board))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("loss/depth 2")]
+    assert steps == list(range(report.step.max() + 1))[-len(steps) :]
+
+
+def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(llama, text, tmp_path, monkeypatch):
+    checkpoint, save, saved = tmp_path / "heads.safetensors", training.save_file, []
+
+    def filling(tensors, path, metadata):
+        if saved:
+            raise OSError(28, "No space left on device")
+        saved.append(save(tensors, path, metadata))
+
+    monkeypatch.setattr(training, "save_file", filling)
+    with pytest.raises(TrainingError, match=r"checkpoint of step 4 cannot be written .*No space left"):
+        eelib.distil(llama, heads_for(llama), text, CONFIG, checkpoint=checkpoint)
+    with safe_open(checkpoint, "pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == 2
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_only_what_counts_is_learned_from(llama, text):
+    masks = after(7, text)
+    report = eelib.distil(llama, heads_for(llama), text, CONFIG, counted=masks)
+    assert report.tokens.max() == 2 * sum(int(mask.sum()) for mask in masks)
+    answers = [own[7:] for own in text]
+    assert len(Lessons(llama, [2]).on(text, masks).choice) == sum(map(len, answers))
 
 
 def test_a_checkpoint_of_another_run_is_refused(llama, text, tmp_path, monkeypatch):
     checkpoint, step = tmp_path / "heads.safetensors", training._train_step
 
-    def killing(model, heads, batch, run, n):
+    def killing(heads, lesson, run, n):
         if run.step == 3:
             raise KilledError
-        return step(model, heads, batch, run, n)
+        return step(heads, lesson, run, n)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(training, "_train_step", killing)

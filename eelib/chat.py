@@ -1,0 +1,55 @@
+"""How a model is spoken to: turns of its chat template, or, where it has none, plain text."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from eelib.errors import CorpusError
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The tokens that a conversation has around its words, as `PreTrainedTokenizerBase.apply_chat_template` puts them.
+
+    opening: before the user's first words. to_model: between the user's words and the model's. to_user: between the
+    model's words and the user's next. Without a chat template the opening is the token that begins (or, failing that,
+    ends) a text, and the others are empty.
+    ends: tokens that end anybody's words.
+    """
+
+    opening: tuple[int, ...]
+    to_model: tuple[int, ...]
+    to_user: tuple[int, ...]
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Turns":
+        """Raises CorpusError for a tokenizer with neither a chat template nor a token that begins or ends a text."""
+        if not tokenizer.chat_template:
+            opening = [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None][:1]
+            if not opening:
+                raise CorpusError(
+                    "The tokenizer has no chat template and no token that begins or ends a text: give text."
+                )
+            return cls(tuple(opening), (), (), frozenset())
+        marks = [f"\N{SECTION SIGN}{i}\N{SECTION SIGN}" for i in range(3)]
+        roles = ("user", "assistant", "user")
+        turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        rest, parts = tokenizer.apply_chat_template(turns, tokenize=False), []
+        for mark in marks:
+            part, found, rest = rest.partition(mark)
+            if not found:
+                raise CorpusError("The chat template does not repeat what each turn says: give text.")
+            parts.append(tuple(tokenizer(part, add_special_tokens=False).input_ids))
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return cls(*parts, frozenset(special.intersection(parts[1] + parts[2])))
+
+
+def as_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "1 position"]:
+    """The text as the model expects to be asked: a user's turn where there is a chat template, else as it is."""
+    if not tokenizer.chat_template:
+        return tokenizer(text, return_tensors="pt").input_ids
+    turn = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt").input_ids

@@ -1,0 +1,126 @@
+"""A recipe for heads: which text, which heads, how trained. From a file to heads in a folder, in one process or many:
+
+accelerate launch -m eelib.recipe config/heads.yaml --model EleutherAI/pythia-410m --slug pythia-410m
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib.backbone import Backbone
+from eelib.corpus import Corpus, CorpusConfig, load_corpus
+from eelib.errors import EelibError, InvalidInputError
+from eelib.heads import ExitHeads, HeadConfig
+from eelib.lessons import Lessons
+from eelib.models import batch_dtype, load_model
+from eelib.training import TrainConfig, distil
+from eelib.workspace import PROJECT, Workspace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What 01_train_heads and `python -m eelib.recipe` cook by.
+
+    corpus: which text. heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind,
+    draft_vocab_size, width, seed). training: how they are trained.
+    keep_lessons: keep on disk, until the heads are done, what the model says of the text: then it is asked once, while
+    it writes the text, and not again in every epoch.
+    """
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    heads: Mapping[str, object] = field(default_factory=lambda: {"depths": 4})
+    training: TrainConfig = field(default_factory=TrainConfig)
+    keep_lessons: bool = True
+
+    @classmethod
+    def load(cls, path: str | Path, changes: Mapping[str, object] | None = None, seed: int = 0) -> "Recipe":
+        """A recipe from a YAML file (a relative path is seen from the project), some of its settings changed.
+
+        Args:
+            changes: like the file, {"corpus": {"documents": 100}}.
+            seed: of text, heads and training, where the file names none.
+
+        Raises:
+            InvalidInputError: the file is missing or no recipe, or a setting is unknown or out of range.
+        """
+        path, changes = PROJECT / path, dict(changes or {})
+        try:
+            given = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
+        parts = {"corpus": CorpusConfig, "heads": HeadConfig, "training": TrainConfig}
+        if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "keep_lessons"}:
+            raise InvalidInputError(
+                f"{path} and the changes {changes} hold something else than a recipe: {', '.join(parts)}, keep_lessons."
+            )
+        made = {}
+        for name, kind in parts.items():
+            settings = {"seed": seed, **(given.get(name) or {}), **(changes.get(name) or {})}
+            unknown = sorted(set(settings) - {setting.name for setting in fields(kind)})
+            if unknown:
+                raise InvalidInputError(
+                    f"{path}: {name} has no setting {', '.join(unknown)}; it has "
+                    f"{', '.join(setting.name for setting in fields(kind))}."
+                )
+            made[name] = settings if kind is HeadConfig else kind(**settings)
+        HeadConfig(**{**made["heads"], "depths": (1,)})  # for its errors, before hours of writing text
+        return cls(**made, keep_lessons=changes.get("keep_lessons", given.get("keep_lessons", True)))
+
+
+def make_heads(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
+) -> tuple[Corpus, ExitHeads, pd.DataFrame]:
+    """Corpus and heads by a recipe, saved in the workspace; a killed call goes on where it was.
+
+    Returns:
+        The corpus, the trained heads, and the report of `distil`.
+    """
+    scratch, state = workspace.checkpoints, PartialState()
+    depths = Backbone.of(model).check_depths(recipe.heads["depths"])
+    lessons = Lessons(model, depths, scratch / "lessons" if recipe.keep_lessons else None)
+    corpus = load_corpus(recipe.corpus, model, tokenizer, scratch / "corpus", lessons if recipe.keep_lessons else None)
+    heads = ExitHeads.init(model, **recipe.heads, sequences=corpus.train, tokenizer=tokenizer)
+    report = distil(
+        model, heads, corpus.train, recipe.training, counted=corpus.counted["train"], lessons=lessons,
+        validation=corpus.test, validation_counted=corpus.counted["test"], checkpoint=scratch / "heads.safetensors",
+        log=scratch / "heads.jsonl",
+    )  # fmt: skip
+    if state.is_main_process:
+        corpus.save(workspace.corpus)
+        heads.save_pretrained(workspace.heads)
+        lessons.forget()
+    state.wait_for_everyone()
+    return corpus, heads, report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status. Errors are one message, not a traceback."""
+    parser = argparse.ArgumentParser(prog="python -m eelib.recipe", description="Make heads by a recipe.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--model", default="smollm2-135m", help="a packaged name, a folder, or a Hub id")
+    parser.add_argument("--slug", help="folder name of this model's artefacts; default: the last part of its name")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--workspace", default=".", help="folder that holds data/, seen from the project")
+    given = parser.parse_args(arguments)
+    try:
+        recipe = Recipe.load(given.recipe.resolve())
+        model, tokenizer = load_model(given.model, dtype=batch_dtype(given.dtype), device=PartialState().device)
+        workspace = Workspace(given.slug or given.model.rstrip("/").rpartition("/")[2], given.workspace)
+        corpus, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+    except EelibError as error:
+        parser.exit(1, f"error: {error}\n")
+    if PartialState().is_main_process:
+        print(corpus.report().to_string(index=False))
+        print(pd.DataFrame(heads.training_record["validation"]).to_string(index=False))
+        print(f"Heads are in {workspace.heads}.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,45 @@
+"""Text that is not the model's own: a file of documents, or a dataset streamed from the Hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from eelib.errors import CorpusError
+
+
+def read_documents(source: str) -> Iterator[str]:
+    """The documents of a .jsonl file with a field "text", of a .txt file with blank lines between them, or of a dataset
+    that `datasets.load_dataset` knows (a Hub id or a folder), streamed.
+
+    Raises:
+        CorpusError: it cannot be read, or holds something else.
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl" and path.is_file():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            try:
+                yield json.loads(line)["text"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise CorpusError(f"{path}, line {number}: expected a JSON object with a field 'text'.") from error
+    elif path.suffix == ".txt" and path.is_file():
+        yield from (text for text in path.read_text().split("\n\n") if text.strip())
+    elif path.suffix in (".txt", ".jsonl"):
+        raise CorpusError(f"No file {source}.")
+    else:
+        yield from _stream(source)
+
+
+def _stream(source: str) -> Iterator[str]:
+    import datasets  # heavy, and of no use to the other sources
+
+    try:
+        rows = datasets.load_dataset(source, split="train", streaming=True)
+        for row in rows:
+            yield row["text"]
+    except KeyError as error:
+        raise CorpusError(f"Dataset {source!r} has no column 'text', but {sorted(row)}.") from error
+    except Exception as error:  # whatever the library and the network raise, the user needs one sentence
+        raise CorpusError(
+            f"Cannot read dataset {source!r}: {error}. Expected 'self', a .txt or .jsonl file, a folder of data "
+            "files, or the Hub id of a dataset with a split 'train' and a column 'text'."
+        ) from error
