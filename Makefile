@@ -9,15 +9,18 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/truthfulqa_mc1.jsonl
 
-.PHONY: help paper test test-slow bench lab lint
+.PHONY: help paper paper-full test test-slow bench bench-heads lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: CONFIG=config/pythia.yaml, ARGS="options of Snakemake or pytest", LAB_ARGS, PYTHON=python3.12'
 
 paper: $(READY) $(OFFLINE)  ## run the notebooks that are out of date; figures land in figures/
 	@$(BIN)/python -m eelib.batch paper --config $(CONFIG) $(ARGS)
+
+paper-full: $(READY) $(OFFLINE)  ## the same, and the notebooks that take longer
+	@$(BIN)/python -m eelib.batch paper --config $(CONFIG) full $(ARGS)
 
 test: $(READY) $(OFFLINE)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
@@ -27,6 +30,9 @@ test-slow: $(READY) $(OFFLINE)  ## run the long checks
 
 bench: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
 	@$(BIN)/python tests/bench_engine.py $(ARGS)
+
+bench-heads: $(READY) $(OFFLINE)  ## print what making heads costs, as ratios (ARGS="generation training recipes")
+	@$(BIN)/python tests/bench_heads.py $(ARGS)
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)

@@ -34,7 +34,7 @@ HEADS = artefacts("heads", "model.safetensors", "config.json", "README.md")
 TRACES = artefacts("traces", "calibration.parquet", "test.parquet")
 CALIBRATION_TRACES = TRACES[:1]
 
-# notebook: (what it needs, what it makes)
+# notebook: (what it needs, what it makes); those of FULL take longer and run in `make paper-full` only
 NOTEBOOKS = {
     "00_quickstart": (HEADS + CORPORA, figures("00_quickstart")),
     "01_train_heads": ([], CORPORA + HEADS + artefacts("results", "training.parquet") + figures("01_training")),
@@ -53,9 +53,13 @@ NOTEBOOKS = {
     ),
 }
 
-unknown = set(config.get("parameters") or {}) - set(NOTEBOOKS)
+FULL = {
+    "06_heads": (CORPORA, artefacts("results", "heads.parquet") + figures("06_cost", "06_tokens")),
+}
+
+unknown = set(config.get("parameters") or {}) - set(NOTEBOOKS | FULL)
 if unknown:
-    raise WorkflowError(f"config: parameters for unknown notebooks {sorted(unknown)}; known: {sorted(NOTEBOOKS)}")
+    raise WorkflowError(f"config: parameters for unknown notebooks {sorted(unknown)}; known: {sorted(NOTEBOOKS | FULL)}")
 
 
 def executed(notebook):
@@ -76,7 +80,7 @@ def parameters(notebook):
 
 def recipe(notebook):
     """What the recipe of a notebook's run says, if it has one: another recipe is a reason to run it again."""
-    if notebook != "01_train_heads":
+    if notebook not in ("01_train_heads", "06_heads"):
         return None
     file = ((config.get("parameters") or {}).get(notebook) or {}).get("recipe", "config/heads.yaml")
     return open(file).read() if os.path.isfile(file) else None
@@ -98,7 +102,13 @@ rule all:
         [expand([executed(notebook), *made], model=MODELS) for notebook, (_, made) in NOTEBOOKS.items()],
 
 
-for notebook, (needed, made) in NOTEBOOKS.items():
+rule full:
+    input:
+        rules.all.input,
+        [expand([executed(notebook), *made], model=MODELS) for notebook, (_, made) in FULL.items()],
+
+
+for notebook, (needed, made) in (NOTEBOOKS | FULL).items():
 
     rule:
         name:

@@ -25,7 +25,7 @@ from eelib.self_generation import write
 from eelib.sources import read_documents
 from eelib.workspace import written_whole
 
-SPLITS = {"train": 0.9, "calibration": 0.05, "test": 0.05}
+SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
 """Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves."""
 
 COUNTED = ("answers", "words")

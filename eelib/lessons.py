@@ -83,7 +83,7 @@ class Lessons:
             self._kept(sequences[i], masks[i])
 
     def announce(self, tokens: int) -> None:
-        """Prints what the lessons on so many tokens will take.
+        """Prints what the lessons on so many tokens will take at most.
 
         Raises:
             LessonsError: there is no room for it.
@@ -93,7 +93,9 @@ class Lessons:
         size = tokens * self.bytes_per_token
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        what = f"Lessons on {tokens:,} tokens at {len(self.depths)} depths take {size / 1e9:.2f} GB in {self.folder}"
+        what = (
+            f"Lessons on {tokens:,} tokens at {len(self.depths)} depths take up to {size / 1e9:.2f} GB in {self.folder}"
+        )
         if size > 0.9 * free:
             raise LessonsError(f"{what}, where {free / 1e9:.2f} GB are free. Make room, or keep no lessons.")
         print(f"{what}; {free / 1e9:.0f} GB are free.")

@@ -85,6 +85,10 @@ def make_heads(
     depths = Backbone.of(model).check_depths(recipe.heads["depths"])
     lessons = Lessons(model, depths, scratch / "lessons" if recipe.keep_lessons else None)
     corpus = load_corpus(recipe.corpus, model, tokenizer, scratch / "corpus", lessons if recipe.keep_lessons else None)
+    if recipe.keep_lessons:  # those on text that the model has not written just now
+        mine = slice(state.process_index, None, state.num_processes)
+        lessons.keep(corpus.train[mine], corpus.counted["train"][mine])
+        state.wait_for_everyone()
     heads = ExitHeads.init(model, **recipe.heads, sequences=corpus.train, tokenizer=tokenizer)
     report = distil(
         model, heads, corpus.train, recipe.training, counted=corpus.counted["train"], lessons=lessons,

@@ -18,6 +18,7 @@ from eelib.errors import BatchError, InvalidInputError
 from eelib.workspace import PROJECT
 
 NOTEBOOKS = ("00_quickstart", "01_train_heads", "02_confidence", "03_calibration", "04_speed_accuracy", "05_acceptance")
+FULL = ("06_heads",)
 TRAINING = [  # what the Snakefile expects of 01
     "data/corpora/tiny/corpus.json",
     *(f"data/corpora/tiny/{split}.parquet" for split in ("train", "calibration", "test")),
@@ -103,7 +104,7 @@ def project(tmp_path):
         shutil.copy(PROJECT / "eelib" / file, tmp_path / "eelib")
     (tmp_path / "eelib" / "__init__.py").touch()
     shutil.copy(PROJECT / "Snakefile", tmp_path)
-    for name in NOTEBOOKS:
+    for name in NOTEBOOKS + FULL:
         code = f"""\
 from pathlib import Path
 for file in map(Path, {[str(tmp_path / file) for file in TRAINING]}):
@@ -129,6 +130,9 @@ def run(project: Path, *options: str) -> tuple[int, str]:
 def test_round_trip(project):
     status, said = run(project, "--dry-run")
     assert status == 0 and all(f"notebook_{name} " in said for name in NOTEBOOKS)
+    assert not any(name in said for name in FULL)
+    status, said = run(project, "full", "--dry-run")
+    assert status == 0 and all(f"notebook_{name} " in said for name in NOTEBOOKS + FULL)
 
     assert run(project, ONE)[0] == 0
     save_with_output(project / "notebooks" / "01_train_heads.ipynb")

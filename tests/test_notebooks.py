@@ -31,6 +31,7 @@ SMALL = {
     "02_confidence": {"resamples": 10},
     "03_calibration": {"epsilons": [0.5, 0.9]},
     "04_speed_accuracy": {"cases": 4, "questions": 2, "max_new_tokens": 8, "repeats": 1, "epsilons": [0.5, 0.8]},
+    "06_heads": {"documents": 20, "draft_vocab_sizes": [100]},
     "05_acceptance": {
         "tuning_prompts": 2, "held_out_prompts": 3, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
         "draft_lengths": [2, 4],
@@ -43,7 +44,7 @@ def run_batch(folder: Path, model: dict, targets: tuple[str, ...] = (), changes:
     config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "eelib.batch", "paper", "--config", str(folder / "config.yaml")]
-    command += [str(folder / "data" / "runs" / "small" / f"{target}.ipynb") for target in targets]
+    command += [str(folder / "data" / "runs" / "small" / f"{target}.ipynb") for target in targets] or ["full"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     return eelib.Workspace("small", folder)
@@ -84,7 +85,7 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 def check(workspace: eelib.Workspace) -> None:
     figures = {p.name for p in workspace.figures.iterdir()}
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 11
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 13
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")

@@ -1,0 +1,139 @@
+"""What making heads costs and brings, as ratios within one run: `make bench-heads`. Minutes to an hour; run it alone.
+
+generation: self-generation against `model.generate` at batch 64. training: `mlp` heads with a draft vocabulary against
+full-vocabulary `linear` ones, same lessons. recipes: two recipes on greedy answers to held-out prompts.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import eelib
+from eelib.chat import Turns, as_prompt
+from eelib.errors import InvalidInputError
+from eelib.lessons import Lessons
+from eelib.recipe import make_heads
+from eelib.self_generation import write
+from eelib.separation import mean_interval
+from eelib.workspace import PROJECT
+
+
+def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.DataFrame:
+    """Tokens that were drawn (the opening was not) a second, warm, interleaved, medians."""
+    turns = Turns.of(tokenizer)
+    opening = torch.tensor([turns.opening])
+
+    def ours(rows=256):
+        write(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0))
+        return rows
+
+    def plain(rows=64):
+        settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "max_length": length, "eos_token_id": None}
+        model.generate(opening.repeat(rows, 1), pad_token_id=0, **settings)
+        return rows
+
+    speeds = {"ours": [], "plain": []}
+    for _ in range(repeats + 1):  # the first of each warms up
+        for run in (plain, ours):
+            start = time.perf_counter()
+            rows = run()
+            speeds[run.__name__].append(rows * (length - opening.shape[1]) / (time.perf_counter() - start))
+    medians = {name: float(np.median(found[1:])) for name, found in speeds.items()}
+    return pd.DataFrame([{**medians, "ratio": medians["ours"] / medians["plain"]}])
+
+
+def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int = 60) -> pd.DataFrame:
+    """Tokens trained on a second and agreement after the same tokens, by the same pipeline."""
+    texts, counted = corpus.train[:documents], corpus.counted["train"][:documents]
+    rows = []
+    for name, settings in (
+        ("mlp, 8,192 drafted", {"kind": "mlp", "draft_vocab_size": 8192}),
+        ("linear, full vocabulary", {"kind": "linear"}),
+    ):
+        heads = eelib.ExitHeads.init(model, 4, **settings, sequences=corpus.train, tokenizer=tokenizer)
+        for lessons in (None, Lessons(model, heads.depths, scratch)):
+            if lessons is not None:
+                lessons.keep(texts, counted)
+            fresh = eelib.ExitHeads.init(model, 4, **settings, sequences=corpus.train, tokenizer=tokenizer)
+            report = eelib.distil(
+                model, fresh, texts, eelib.TrainConfig(epochs=1, batch_size=1), counted=counted, lessons=lessons,
+                validation=corpus.test, validation_counted=corpus.counted["test"],
+            )  # fmt: skip
+            agreement = {f"depth {r['depth']}": r["agreement"] for r in fresh.training_record["validation"]}
+            speed = report.tokens_per_second.iloc[-1]
+            rows.append({"heads": name, "lessons kept": lessons is not None, "tokens/s": speed} | agreement)
+    return pd.DataFrame(rows)
+
+
+def held_out(model, tokenizer, n: int = 36, new: int = 128) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The model's greedy answers to the last n GSM8K questions and n HellaSwag contexts, and where it speaks."""
+    texts, counted = [], []
+    for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
+        rows = [json.loads(r) for r in (PROJECT / f"data/benchmarks/{name}.jsonl").read_text().splitlines()]
+        prompts = [as_prompt(row[field], tokenizer)[0] for row in rows[-n:]]
+        width = max(map(len, prompts))
+        padded = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0)) for p in prompts])
+        mask = torch.stack([torch.arange(width) >= width - len(p) for p in prompts]).long()
+        out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=new, pad_token_id=0)
+        for prompt, row in zip(prompts, out[:, width:].tolist(), strict=True):
+            end = next((i + 1 for i, t in enumerate(row) if t == tokenizer.eos_token_id), len(row))
+            texts.append(torch.cat([prompt, torch.tensor(row[:end])]))
+            spoken = torch.arange(len(texts[-1])) >= len(prompt) - 1
+            spoken[-1] = False  # what follows the text is not in it
+            counted.append(spoken)
+    return texts, counted
+
+
+def recipes(model, tokenizer, files: list[str], folder: Path) -> pd.DataFrame:
+    """Seconds, agreement and coverage at 90% exit agreement of each recipe; disagreements cut against the first one.
+
+    Intervals are paired by text; the coverage is read off the same texts (best case, as in any tuning).
+    """
+    texts, counted = held_out(model, tokenizer)
+    rows, first = [], None
+    for file in files:
+        workspace, recipe = eelib.Workspace(Path(file).stem, folder), eelib.Recipe.load(Path(file).resolve())
+        start = time.perf_counter()
+        _, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+        seconds = time.perf_counter() - start
+        traces = eelib.record_traces(model, heads, texts, counted=counted)
+        coverage = eelib.calibrate(traces, "entropy", 0.9).table.set_index("depth").coverage
+        wrong = 1 - traces.groupby(["depth", "sequence"]).agrees.mean().unstack()  # [depth, text]
+        first = wrong if first is None else first
+        for depth in heads.depths:
+            mine, reference = wrong.loc[depth].to_numpy(), first.loc[depth].to_numpy()
+            cut = mean_interval((reference - mine) / reference.mean())
+            rows.append({
+                "recipe": Path(file).stem, "seconds": seconds, "tokens": heads.training_record["tokens"],
+                "depth": depth, "agreement": 1 - mine.mean(), "coverage at 0.9": coverage[depth],
+                "cut": cut[0], "cut_low": cut[1], "cut_high": cut[2],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Prints one table a part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["generation", "training"], help="generation, training, recipes")
+    parser.add_argument("--recipes", nargs="+", default=["config/reference_heads.yaml", "config/heads.yaml"])
+    parser.add_argument("--folder", type=Path, default=PROJECT / "data" / "bench", help="for what recipes make")
+    given = parser.parse_args()
+    if set(given.parts) - {"generation", "training", "recipes"}:
+        raise InvalidInputError(f"Unknown parts {given.parts}: expected generation, training, recipes.")
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    if "generation" in given.parts:
+        print(generation(model, tokenizer).round(2).to_string(index=False), flush=True)
+    if "training" in given.parts:
+        corpus = eelib.Corpus.load(eelib.Workspace("smollm2-135m").corpus)
+        print(training(model, tokenizer, corpus, given.folder / "lessons").round(3).to_string(index=False), flush=True)
+    if "recipes" in given.parts:
+        print(recipes(model, tokenizer, given.recipes, given.folder).round(3).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
