@@ -40,7 +40,9 @@ SMALL = {
 
 
 def run_batch(folder: Path, model: dict, targets: tuple[str, ...] = (), changes: dict | None = None) -> eelib.Workspace:
-    parameters = SMALL if changes is None else {**SMALL, "01_train_heads": {"changes": changes}}
+    parameters = SMALL
+    if changes is not None:
+        parameters = SMALL | {name: SMALL[name] | {"changes": changes} for name in ("01_train_heads", "06_heads")}
     config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "eelib.batch", "paper", "--config", str(folder / "config.yaml")]
