@@ -2,7 +2,6 @@ import pytest
 import torch
 from conftest import FAMILIES, own_text, tiny_model
 
-import eelib
 from eelib.chat import Turns
 from eelib.lessons import Lessons
 from eelib.self_generation import draw, write
@@ -88,30 +87,3 @@ def test_writing_leaves_the_model_as_it_was(llama):
     assert (
         llama.config._attn_implementation == implementation and llama.model.layers[0].self_attn.config is llama.config
     )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_writing_is_several_times_quicker_than_generate():
-    """Tokens a second against `model.generate` at batch 64, interleaved, medians of three."""
-    import time
-
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
-    turns, length = Turns.of(tokenizer), 192
-    opening = torch.tensor([turns.opening])
-
-    def ours():
-        return write(model, turns, length, [0.7] * 256, 1.0, 64, random()).tokens.numel()
-
-    def plain():
-        settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "max_length": length, "eos_token_id": None}
-        return model.generate(opening.repeat(64, 1), pad_token_id=0, **settings).numel()
-
-    speeds = {ours: [], plain: []}
-    for run in [ours, plain] * 4:
-        start = time.perf_counter()
-        tokens = run()
-        speeds[run].append(tokens / (time.perf_counter() - start))
-    medians = {run.__name__: torch.tensor(speed[1:]).median().item() for run, speed in speeds.items()}
-    print(medians)
-    assert medians["ours"] >= 4 * medians["plain"]
