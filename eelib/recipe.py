@@ -4,6 +4,7 @@ accelerate launch -m eelib.recipe config/heads.yaml --model EleutherAI/pythia-41
 """
 
 import argparse
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -98,7 +99,10 @@ def make_heads(
     if state.is_main_process:
         corpus.save(workspace.corpus)
         heads.save_pretrained(workspace.heads)
-        lessons.forget()
+        if recipe.keep_lessons:
+            # Text first: lessons asked for anew differ in their last bits, so a repetition must write both again.
+            shutil.rmtree(scratch / "corpus", ignore_errors=True)
+            lessons.forget()
     state.wait_for_everyone()
     return corpus, heads, report
 

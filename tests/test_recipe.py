@@ -66,6 +66,13 @@ def test_kept_lessons_make_the_same_heads(llama, file, tmp_path):
     assert (one.loss - other.loss).abs().max() < 0.02 * other.loss.max()
 
 
+def test_made_again_the_heads_are_the_same_bit_for_bit(file, tmp_path):
+    """As when a run is killed after its heads were saved: what was kept for them is gone."""
+    model, recipe = tiny_model("llama", torch.float32), eelib.Recipe.load(file)
+    one, two = (make_heads(recipe, model, letters(), eelib.Workspace("tiny", tmp_path))[1] for _ in range(2))
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
 def test_two_processes_make_the_heads_of_one(file, tmp_path):
     """By the one command of the README, over gloo. Only the order of additions differs."""
     model = tiny_model("llama", torch.float64)
