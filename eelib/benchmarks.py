@@ -37,7 +37,7 @@ class Case:
 
 
 def load_cases(task: str, folder: str | Path = PROJECT / "data" / "benchmarks") -> list[Case]:
-    """The 100 packaged cases of `hellaswag` (log-likelihood per character) or `truthfulqa_mc1` (zero-shot; sums)."""
+    """The packaged cases of `hellaswag` (log-likelihood per character) or `truthfulqa_mc1` (zero-shot; sums)."""
     if task not in MULTIPLE_CHOICE:
         raise InvalidInputError(f"Unknown task {task!r}: expected one of {', '.join(MULTIPLE_CHOICE)}.")
     rows = _rows(task, folder)

@@ -20,13 +20,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.chat import Turns
 from eelib.errors import CorpusError, InvalidInputError
+from eelib.int8 import int8_pays
 from eelib.lessons import Lessons
 from eelib.self_generation import write
 from eelib.sources import read_documents
 from eelib.workspace import written_whole
 
 SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
-"""Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves."""
+"""Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves; but one that
+begins with given words is for training, since others begin with the same."""
 
 COUNTED = ("answers", "words")
 
@@ -42,11 +44,14 @@ class CorpusConfig:
     documents: how many, over all splits, before duplicates are dropped; None for all that a file or dataset has.
     length: most tokens of a document.
     The rest is for "self". temperatures: of the model's answers, taken in turn by the documents; 0 is greedy.
-    prompt_temperature: of the user's words, which the model makes up too.
-    prompt_length: the user's words are cut off after so many tokens.
+    prompts: file or dataset, as above, of words that the user of every other document begins with, in turn: text for
+        what the heads will be used on. None: the model makes all of them up.
+    prompt_temperature: of the user's words where the model makes them up.
+    prompt_length: those are cut off after so many tokens.
     counted: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
         where it speaks at all, its user's words too ("words"). What a chat template puts in never counts.
     batch_size: documents written at once.
+    int8: an eight-bit copy of the model writes (and says what is kept as lessons) where that is quicker.
     seed: of the sampling.
     """
 
@@ -54,10 +59,12 @@ class CorpusConfig:
     documents: int | None = 560
     length: int = 160
     temperatures: Sequence[float] = (0.0, 0.0, 0.6, 0.9)
+    prompts: str | None = None
     prompt_temperature: float = 1.0
     prompt_length: int = 64
     counted: str = "answers"
     batch_size: int = 256
+    int8: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -168,13 +175,14 @@ def load_corpus(
         documents = _tokenize(config, tokenizer)
     splits, counted = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
     seen, written = set(), 0
-    for document, mask in documents:
+    for document, mask, prompted in documents:
         written += 1
         digest = hashlib.sha256(document.numpy().tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
-            splits[_split_of(digest)].append(document)
-            counted[_split_of(digest)].append(mask)
+            split = "train" if prompted else _split_of(digest)
+            splits[split].append(document)
+            counted[split].append(mask)
     if config.documents is not None and written < config.documents:
         raise CorpusError(
             f"{config.source!r} ran out: it has {written} documents of at least {_SHORTEST} tokens, and "
@@ -211,13 +219,15 @@ def _repeats(tokens: Tensor, n: int = 8) -> np.ndarray:
 
 def _self_generate(
     config: CorpusConfig, model, tokenizer, scratch: Path | None, lessons: Lessons | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Each document, where it counts, and whether it begins with given words."""
     turns, state = Turns.of(tokenizer), PartialState()
     if len(turns.opening) + _SHORTEST > config.length:
         raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
     if scratch is None and state.num_processes > 1:
         raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
-    key = hashlib.sha256(json.dumps([asdict(config), model.config._name_or_path, str(model.dtype)]).encode())
+    prompts = _prompts(config, tokenizer, len(turns.opening))
+    key = hashlib.sha256(json.dumps([asdict(config), prompts, model.config._name_or_path, str(model.dtype)]).encode())
     starts = range(0, config.documents, config.batch_size)
     shards = [None if scratch is None else scratch / f"{key.hexdigest()[:12]}-{start:06d}.npz" for start in starts]
     mine = range(state.process_index, len(starts), state.num_processes)
@@ -227,26 +237,49 @@ def _self_generate(
     batches = {}
     for i in tqdm(mine, desc="writing text", unit="batch", disable=not state.is_main_process):
         if shards[i] is None or not shards[i].is_file():
-            batches[i] = _write_batch(config, model, turns, starts[i], lessons)
+            batches[i] = _write_batch(config, model, turns, prompts, starts[i], lessons)
             if shards[i] is not None:
                 with written_whole(shards[i]) as path:
                     np.savez(path, *batches.pop(i))
     state.wait_for_everyone()
     for i, shard in enumerate(shards):
         tokens, counted = batches[i] if i in batches else np.load(shard).values()
-        yield from zip(torch.from_numpy(tokens), torch.from_numpy(counted), strict=True)
+        for n, (document, mask) in enumerate(zip(tokens, counted, strict=True), start=starts[i]):
+            yield torch.from_numpy(document), torch.from_numpy(mask), len(_begins_with(n, prompts, config)) > 0
+
+
+def _prompts(config: CorpusConfig, tokenizer, opening: int) -> list[list[int]]:
+    """The words to begin with, as tokens: those of `config.prompts` that leave the model room for an answer."""
+    if config.prompts is None:
+        return []
+    most = config.length - opening - _SHORTEST
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in read_documents(config.prompts)]
+    short = [prompt for prompt in prompts if 0 < len(prompt) <= most]
+    if not short:
+        raise CorpusError(
+            f"{config.prompts!r} has {len(prompts)} prompts, none of 1 to {most} tokens, leaving room for an answer "
+            f"in a document of {config.length} tokens: give shorter ones, or a larger `length`."
+        )
+    return short
+
+
+def _begins_with(number: int, prompts: list[list[int]], config: CorpusConfig) -> list[int]:
+    """The given words of a document; none for the even ones. Every prompt meets every temperature."""
+    return prompts[number // 2 // len(config.temperatures) % len(prompts)] if prompts and number % 2 else []
 
 
 def _write_batch(
-    config: CorpusConfig, model, turns: Turns, start: int, lessons: Lessons | None
+    config: CorpusConfig, model, turns: Turns, prompts: list[list[int]], start: int, lessons: Lessons | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and counted positions of the documents from number `start` on, [row, position]."""
     numbers = range(start, min(start + config.batch_size, config.documents))
-    temperatures = [config.temperatures[n % len(config.temperatures)] for n in numbers]
+    every = 2 if prompts else 1
+    temperatures = [config.temperatures[n // every % len(config.temperatures)] for n in numbers]
     generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
     text = write(
         model, turns, config.length, temperatures, config.prompt_temperature, config.prompt_length, generator,
-        depths=() if lessons is None else lessons.depths,
+        depths=() if lessons is None else lessons.depths, prompts=[_begins_with(n, prompts, config) for n in numbers],
+        int8=config.int8 and int8_pays(model.device),
     )  # fmt: skip
     counted = text.said_by_model if config.counted == "answers" else text.said_by_model | text.said_by_user
     if lessons is not None:
@@ -255,8 +288,8 @@ def _write_batch(
     return text.tokens.numpy(), counted.numpy()
 
 
-def _tokenize(config: CorpusConfig, tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
+def _tokenize(config: CorpusConfig, tokenizer) -> Iterator[tuple[Tensor, Tensor, bool]]:
     texts = tqdm(read_documents(config.source), desc="reading text", unit="document")
     tokens = (tokenizer(t, truncation=True, max_length=config.length, return_tensors="pt").input_ids[0] for t in texts)
     for document in islice((t for t in tokens if len(t) >= _SHORTEST), config.documents):
-        yield document, torch.ones(len(document), dtype=torch.bool)
+        yield document, torch.ones(len(document), dtype=torch.bool), False

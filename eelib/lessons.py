@@ -42,6 +42,18 @@ class Lesson:
             choices.append(logits.argmax(-1))
         return cls(states, torch.cat(finals), torch.cat(normalisers), torch.cat(choices))
 
+    @classmethod
+    def joined(cls, lessons: Sequence["Lesson"]) -> "Lesson":
+        """Several lessons as one, in their order."""
+        states = {depth: torch.cat([lesson.states[depth] for lesson in lessons]) for depth in lessons[0].states}
+        parts = ([getattr(lesson, name) for lesson in lessons] for name in ("final", "log_normaliser", "choice"))
+        return cls(states, *map(torch.cat, parts))
+
+    def at(self, rows: Int[Tensor, " row"]) -> "Lesson":
+        """The lesson on some of its tokens."""
+        states = {depth: state[rows] for depth, state in self.states.items()}
+        return Lesson(states, self.final[rows], self.log_normaliser[rows], self.choice[rows])
+
 
 class Lessons:
     """The lessons of one model for heads at some depths.

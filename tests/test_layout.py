@@ -8,7 +8,7 @@ import eelib
 from eelib.workspace import PROJECT
 
 ORDER = (
-    "errors workspace offline models measure kvcache probing backbone exact frontier confidence chat "
+    "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
     "lessons self_generation sources corpus vocabulary heads reports training recipe traces separation calibration "
     "policies sampling options decoding cost planning lossless comparison benchmarks figures batch"
 ).split()

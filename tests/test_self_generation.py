@@ -67,6 +67,31 @@ def test_a_chat_follows_its_template(llama):
     assert turns >= 8
 
 
+def test_given_words_open_a_chat_and_do_not_count(llama):
+    given = [[7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18], [], [5]]
+    text = write(llama, TURNS, 60, [0.0, 1.0, 0.0], 1.0, 9, random(3), prompts=given)
+    for row, words in enumerate(given):
+        if words:
+            end = 2 + len(words)
+            assert text.tokens[row, 2 : end + 3].tolist() == [*words, *TURNS.to_model]
+            assert not text.said_by_user[row, : end + 2].any() and text.said_by_model[row, end + 2]
+            answer = own_text(llama, text.tokens[row : row + 1, : end + 3], max_new_tokens=6, eos_token_id=None)[0]
+            assert text.tokens[row, : end + 9].equal(answer) or 2 in answer[end + 3 :]
+    assert text.said_by_user[1, 1:5].all(), "nothing given: the model makes the user's words up"
+    for row in range(3):  # the user's next words are made up again, and as long as any
+        later = text.said_by_user[row, 20:]
+        assert later.any() or not (text.tokens[row, 20:50] == 2).any()
+
+
+def test_an_eight_bit_copy_writes_nearly_what_the_model_does(llama):
+    model = tiny_model("llama", torch.float32)
+    ours = [write(model, TURNS, 40, [0.0, 0.7], 1.0, 9, random(), depths=(1, 5), int8=int8) for int8 in (False, True)]
+    same = (ours[0].tokens[0] == ours[1].tokens[0]).cumprod(0).bool()
+    same[:1] = False  # before the opening's last token nothing is said
+    exact, rounded = (text.lessons.at(0, same).final for text in ours)
+    assert same.sum() > 2 and 0 < (exact - rounded).norm() < 0.25 * exact.norm()
+
+
 def test_lessons_kept_while_writing_are_those_asked_for_later(llama):
     depths = (1, 3, 5)
     text = write(llama, TURNS, 40, [0.0, 0.8], 1.0, 9, random(), depths=depths)

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import eelib
 from eelib import training
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
-from eelib.lessons import Lessons
+from eelib.lessons import Lesson, Lessons
 
 CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
 
@@ -103,6 +103,37 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_pa
     events.Reload()
     steps = [event.step for event in events.Scalars("loss/depth 2")]
     assert steps == list(range(report.step.max() + 1))[-len(steps) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, masked):
+    config = eelib.TrainConfig(epochs=2, batch_size=batch_size, shuffle_buffer=8)
+    masks = after(5, text) if masked else None
+    run = training._Run(heads_for(llama), config, text, masks, None)
+    lessons, steps, given = Lessons(llama, [2, 4]), run.schedule(), []
+    for lesson in run.lessons(lessons, text, masks, steps):
+        given.append(lesson)
+        run.step += 1
+    assert len(given) == len(steps)
+    whole = lessons.on(text * 2, None if masks is None else masks * 2)
+    found = Lesson.joined(given)
+    assert found.log_normaliser.sort().values.allclose(whole.log_normaliser.sort().values)
+    states = {round(n.item(), 9): row for n, row in zip(whole.log_normaliser, whole.states[4], strict=True)}
+    for lesson in given[:3]:  # what belongs together stays together
+        for n, row in zip(lesson.log_normaliser, lesson.states[4], strict=True):
+            assert min((row - states[key]).abs().max() for key in states if abs(key - n.item()) < 1e-6) < 1e-8
+    of_one_text = len(lessons.on(text[:1], None if masks is None else masks[:1]).choice)
+    assert {abs(len(a.choice) - len(b.choice)) for a in given[:2] for b in given[:2]} <= {0, 1} and of_one_text > 1
+
+
+def test_a_buffer_of_one_step_changes_nothing(llama, text):
+    heads = [heads_for(llama), heads_for(llama)]
+    reports = [
+        eelib.distil(llama, h, text, eelib.TrainConfig(epochs=1, batch_size=4, shuffle_buffer=b, log_every=1))
+        for h, b in zip(heads, (1, 4), strict=True)
+    ]
+    assert reports[0].loss.equals(reports[1].loss) and reports[0].tokens.equals(reports[1].tokens)
 
 
 def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(llama, text, tmp_path, monkeypatch):
