@@ -7,7 +7,7 @@ LAB_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
-OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/truthfulqa_mc1.jsonl
+OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl
 
 .PHONY: help paper paper-full test test-slow bench bench-heads lab lint
 .DEFAULT_GOAL := help

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -201,7 +202,10 @@ class Backbone:
         digest = hashlib.sha256()
         whole = {id(p) for module in (self.unembedding, self.final_norm) for p in module.parameters()}
         for name, parameter in sorted(self.model.named_parameters()):
-            values = parameter.detach().flatten()
+            path, _, own_name = name.rpartition(".")
+            module = self.model.get_submodule(path)
+            with align_module_device(module):  # brings back weights that accelerate keeps on another device or the disk
+                values = getattr(module, own_name).detach().flatten()
             if id(parameter) not in whole:
                 values = values[:: max(1, values.numel() // 1024)]
             digest.update(name.encode())

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone import Backbone
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.lessons import Lesson
+from eelib.maps import MixedLinear, make_map
+from eelib.models import HUB_ID
 from eelib.vocabulary import frequent_tokens
 from eelib.workspace import written_whole
 
@@ -54,56 +59,6 @@ class HeadConfig:
             raise InvalidInputError(f"width={self.width}: expected a positive number.")
 
 
-class _Linear(nn.Linear):
-    """Computes in the type of its input, whatever the type of its weights: float32 masters train a bfloat16 head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-
-class _GatedMLP(nn.Module):
-    """x + down(silu(gate(n)) * up(n)), n the RMS-normalised x; the identity at first."""
-
-    def __init__(self, hidden_size: int, width: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(hidden_size))
-        self.gate, self.up = _Linear(hidden_size, width, bias=False), _Linear(hidden_size, width, bias=False)
-        self.down = _Linear(width, hidden_size, bias=False)
-        nn.init.zeros_(self.down.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n = F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype))
-        return x + self.down(F.silu(self.gate(n)) * self.up(n))
-
-
-class _Affine(nn.Module):
-    """x + A x + b; the identity at first."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.map = _Linear(hidden_size, hidden_size)
-        nn.init.zeros_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.map(x)
-
-
-class _Untied(nn.Module):
-    """Root-mean-square norm and an unembedding of its own, which starts as a copy of the model's where it can."""
-
-    def __init__(self, unembedding: nn.Module, hidden_size: int):
-        super().__init__()
-        vocab_size, width = unembedding.weight.shape
-        self.scale = nn.Parameter(torch.ones(hidden_size))
-        self.unembedding = _Linear(hidden_size, vocab_size, bias=False)
-        if width == hidden_size:  # else the model projects its states first, and there is nothing to copy
-            self.unembedding.weight.data.copy_(unembedding.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.unembedding(F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype)))
-
-
 class ExitHeads(nn.Module):
     """One head a depth on one frozen backbone. Make them with `init` or `from_pretrained`.
 
@@ -121,16 +76,13 @@ class ExitHeads(nn.Module):
         hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            make = {
-                "mlp": lambda: _GatedMLP(hidden_size, config.width or hidden_size),
-                "affine": lambda: _Affine(hidden_size),
-                "linear": lambda: _Untied(backbone.unembedding, hidden_size),
-                "none": nn.Identity,
-            }[config.kind]
-            self.maps = nn.ModuleDict({str(depth): make() for depth in config.depths})
+            maps = {
+                str(d): make_map(config.kind, config.width, backbone.unembedding, hidden_size) for d in config.depths
+            }
+            self.maps = nn.ModuleDict(maps)
             self.others = nn.ModuleDict()
             if draft_tokens is not None:
-                self.others.update({str(depth): _Linear(width, 1) for depth in config.depths})
+                self.others.update({str(depth): MixedLinear(width, 1) for depth in config.depths})
         self.register_buffer("draft_tokens", draft_tokens)
         weight, bias = backbone.unembedding.weight, getattr(backbone.unembedding, "bias", None)
         rows = None if draft_tokens is None else weight.detach()[draft_tokens].clone()
@@ -248,14 +200,30 @@ class ExitHeads(nn.Module):
         with written_whole(folder / "README.md") as path:
             path.write_text(_model_card(described))
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads what `save_pretrained` writes, in one commit to a Hub repository that is made if need be.
+
+        Returns the commit's address. Errors are huggingface_hub's own.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Early-exit heads")
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: PreTrainedModel, force: bool = False) -> "ExitHeads":
-        """Heads from `folder`, in the model's type, on its device.
+    def from_pretrained(cls, name: str | Path, model: PreTrainedModel, force: bool = False) -> "ExitHeads":
+        """Heads from a folder or, if there is none of that name, from the Hub; in the model's type, on its device.
 
         Raises:
             HeadsError: no heads there, or heads of another backbone (`force=True` loads those all the same).
         """
-        folder = Path(folder)
+        folder = Path(name)
+        if not folder.is_dir() and HUB_ID.fullmatch(str(name)):
+            try:
+                folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
+            except (HfHubHTTPError, OSError) as error:
+                raise HeadsError(f"{name} is neither a folder nor heads on the Hub: {error}") from error
         missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
         if missing:
             raise HeadsError(

@@ -1,11 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import VOCAB_SIZE, letters, tiny_model
 from test_decoding import DEPTHS, random_heads
 
-from eelib import benchmarks
+from eelib import benchmarks, offline
 from eelib.errors import FetchError, InvalidInputError
+from eelib.workspace import PROJECT
 
 CASES = [
     benchmarks.Case("the cat", ("sat down", "flew", "is not here"), 0, True),
@@ -54,16 +57,24 @@ def test_per_character_ranking(scored):
     assert full.predicted[1] == np.argmax([sums[1, i] for i in range(2)])
 
 
-@pytest.mark.parametrize("task", benchmarks.MULTIPLE_CHOICE)
-def test_packaged_cases(task):
+@pytest.mark.parametrize("task,n", [("hellaswag", 70), ("truthfulqa_mc1", 100)])
+def test_packaged_cases(task, n):
     cases = benchmarks.load_cases(task)
-    assert len(cases) == 100 and all(0 <= c.answer < len(c.choices) for c in cases)
+    assert len(cases) == n and all(0 <= c.answer < len(c.choices) for c in cases)
+
+
+def test_nothing_is_measured_on_what_heads_are_trained_on():
+    folder = PROJECT / "data" / "benchmarks"
+    given = {json.loads(line)["text"] for line in (folder / offline.PROMPTS).read_text().splitlines()}
+    assert len(given) == 60
+    for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
+        assert not given & {json.loads(line)[field] for line in (folder / f"{name}.jsonl").read_text().splitlines()}
 
 
 def test_questions_are_different_prompts():
     prompts = benchmarks.question_prompts(letters(), 5, skip=2)
     assert len({tuple(p[0].tolist()) for p in prompts}) == 5 and prompts[0].max() < VOCAB_SIZE
-    with pytest.raises(InvalidInputError, match="101 questions"):
+    with pytest.raises(InvalidInputError, match="101 questions asked for, 70 are there"):
         benchmarks.question_prompts(letters(), 1, skip=100)
 
 

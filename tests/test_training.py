@@ -6,6 +6,7 @@ import torch
 from conftest import after, letters, prompts, tiny_model
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
 
 import eelib
 from eelib import training
@@ -134,6 +135,23 @@ def test_a_buffer_of_one_step_changes_nothing(llama, text):
         for h, b in zip(heads, (1, 4), strict=True)
     ]
     assert reports[0].loss.equals(reports[1].loss) and reports[0].tokens.equals(reports[1].tokens)
+
+
+def test_a_backbone_that_does_not_fit_teaches_from_where_it_lies(llama, text, tmp_path):
+    """Half of the blocks on the disk, fetched one by one as transformers' device_map has it."""
+    llama.save_pretrained(tmp_path / "model")
+    n = llama.config.num_hidden_layers
+    places = {f"model.layers.{i}": "cpu" if i < n // 2 else "disk" for i in range(n)}
+    places |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    settings = {"device_map": places, "offload_folder": tmp_path / "off", "dtype": llama.dtype}
+    spread = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **settings).eval().requires_grad_(False)
+    assert any(p.device.type == "meta" for p in spread.parameters())
+    heads = [heads_for(model) for model in (llama, spread)]
+    for model, own in zip((llama, spread), heads, strict=True):
+        eelib.distil(model, own, text, eelib.TrainConfig(epochs=1))
+    assert all(map(torch.equal, heads[0].state_dict().values(), heads[1].state_dict().values()))
+    heads[1].save_pretrained(tmp_path / "heads")
+    eelib.ExitHeads.from_pretrained(tmp_path / "heads", llama)  # the same backbone, wherever its weights lie
 
 
 def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(llama, text, tmp_path, monkeypatch):

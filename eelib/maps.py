@@ -1,0 +1,66 @@
+"""What heads of each kind do to a hidden state before it is read out."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def make_map(kind: str, width: int | None, unembedding: nn.Module, hidden_size: int) -> nn.Module:
+    """The map of one head of a kind (see `HeadConfig`): from states to states, for `linear` to logits."""
+    make = {
+        "mlp": lambda: _GatedMLP(hidden_size, width or hidden_size),
+        "affine": lambda: _Affine(hidden_size),
+        "linear": lambda: _Untied(unembedding, hidden_size),
+        "none": nn.Identity,
+    }
+    return make[kind]()
+
+
+class MixedLinear(nn.Linear):
+    """Computes in the type of its input, whatever the type of its weights: float32 masters train a bfloat16 head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class _GatedMLP(nn.Module):
+    """x + down(silu(gate(n)) * up(n)), n the RMS-normalised x; the identity at first."""
+
+    def __init__(self, hidden_size: int, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.gate, self.up = MixedLinear(hidden_size, width, bias=False), MixedLinear(hidden_size, width, bias=False)
+        self.down = MixedLinear(width, hidden_size, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype))
+        return x + self.down(F.silu(self.gate(n)) * self.up(n))
+
+
+class _Affine(nn.Module):
+    """x + A x + b; the identity at first."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.map = MixedLinear(hidden_size, hidden_size)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.map(x)
+
+
+class _Untied(nn.Module):
+    """Root-mean-square norm and an unembedding of its own, which starts as a copy of the model's where it can."""
+
+    def __init__(self, unembedding: nn.Module, hidden_size: int):
+        super().__init__()
+        vocab_size, width = unembedding.weight.shape
+        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.unembedding = MixedLinear(hidden_size, vocab_size, bias=False)
+        if width == hidden_size:  # else the model projects its states first, and there is nothing to copy
+            self.unembedding.weight.data.copy_(unembedding.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unembedding(F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype)))
