@@ -253,7 +253,8 @@ def _prompts(config: CorpusConfig, tokenizer, opening: int) -> list[list[int]]:
     if config.prompts is None:
         return []
     most = config.length - opening - _SHORTEST
-    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in read_documents(config.prompts)]
+    texts = islice(read_documents(config.prompts), config.documents)
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     short = [prompt for prompt in prompts if 0 < len(prompt) <= most]
     if not short:
         raise CorpusError(

@@ -24,10 +24,8 @@ from eelib.workspace import PROJECT
 MODEL = "smollm2-135m"
 BENCHMARKS = ("gsm8k", "hellaswag", "truthfulqa_mc1")
 PROMPTS = "prompts.jsonl"
-_GIVEN_AWAY = {
-    "gsm8k": ("prompt", 30),
-    "hellaswag": ("ctx", 30),
-}  # field with the prompt, and how many cases, from the end
+# Of these benchmarks the last cases are not measured on but prompts to train on: which field, how many cases.
+_GIVEN_AWAY = {"gsm8k": ("prompt", 30), "hellaswag": ("ctx", 30)}
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _fetch_benchmarks(target: Path, work: Path) -> None:
             prompts += [json.dumps({"text": json.loads(case)[field]}) + "\n" for case in cases[kept:]]
     contents[PROMPTS] = "".join(prompts)  # last: it says that the others have been cut
     for name, content in contents.items():
-        (work / name).write_text(content)
+        (work / name).write_bytes(content.encode())
         os.replace(work / name, target / name)
     print(f"Benchmark cases are in {target}", flush=True)
 

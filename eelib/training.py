@@ -121,7 +121,7 @@ def distil(
         ) as bar,
     ):
         started, tokens_before = time.perf_counter(), run.tokens
-        for lesson in run.lessons(lessons, sequences, counted, steps):
+        for lesson in run.teach(lessons, sequences, counted, steps):
             rows = _train_step(heads, lesson, run, len(steps))
             seconds = time.perf_counter() - started
             bar.update()
@@ -187,7 +187,7 @@ class _Run:
             steps += [batch.tolist() for batch in order.split(self.config.batch_size)]
         return steps
 
-    def lessons(self, lessons: Lessons, sequences, counted, steps: list[list[int]]) -> Iterator[Lesson | None]:
+    def teach(self, lessons: Lessons, sequences, counted, steps: list[list[int]]) -> Iterator[Lesson | None]:
         """This process's share of every step that is still to come; None where it has none.
 
         The steps whose tokens are shuffled among each other are taught together, also after a checkpoint among them.

@@ -93,17 +93,24 @@ def held_out(model, tokenizer, n: int = 36, new: int = 128) -> tuple[list[torch.
 
 
 def recipes(model, tokenizer, files: list[str], folder: Path) -> pd.DataFrame:
-    """Seconds, agreement and coverage at 90% exit agreement of each recipe; disagreements cut against the first one.
+    """Heads by each recipe, made one after the other, compared with the first one's."""
+    made = {}
+    for file in files:
+        workspace, recipe = eelib.Workspace(Path(file).stem, folder), eelib.Recipe.load(Path(file).resolve())
+        start = time.perf_counter()
+        _, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+        made[Path(file).stem] = heads, time.perf_counter() - start
+    return compare(model, tokenizer, made)
+
+
+def compare(model, tokenizer, made: dict[str, tuple[eelib.ExitHeads, float]]) -> pd.DataFrame:
+    """Seconds, agreement and coverage at 90% exit agreement of heads, and disagreements cut against the first ones.
 
     Intervals are paired by text; the coverage is read off the same texts (best case, as in any tuning).
     """
     texts, counted = held_out(model, tokenizer)
     rows, first = [], None
-    for file in files:
-        workspace, recipe = eelib.Workspace(Path(file).stem, folder), eelib.Recipe.load(Path(file).resolve())
-        start = time.perf_counter()
-        _, heads, _ = make_heads(recipe, model, tokenizer, workspace)
-        seconds = time.perf_counter() - start
+    for name, (heads, seconds) in made.items():
         traces = eelib.record_traces(model, heads, texts, counted=counted)
         coverage = eelib.calibrate(traces, "entropy", 0.9).table.set_index("depth").coverage
         wrong = 1 - traces.groupby(["depth", "sequence"]).agrees.mean().unstack()  # [depth, text]
@@ -112,7 +119,7 @@ def recipes(model, tokenizer, files: list[str], folder: Path) -> pd.DataFrame:
             mine, reference = wrong.loc[depth].to_numpy(), first.loc[depth].to_numpy()
             cut = mean_interval((reference - mine) / reference.mean())
             rows.append({
-                "recipe": Path(file).stem, "seconds": seconds, "tokens": heads.training_record["tokens"],
+                "heads": name, "seconds": seconds, "tokens": heads.training_record["tokens"],
                 "depth": depth, "agreement": 1 - mine.mean(), "coverage at 0.9": coverage[depth],
                 "cut": cut[0], "cut_low": cut[1], "cut_high": cut[2],
             })  # fmt: skip

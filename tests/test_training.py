@@ -113,7 +113,7 @@ def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, 
     masks = after(5, text) if masked else None
     run = training._Run(heads_for(llama), config, text, masks, None)
     lessons, steps, given = Lessons(llama, [2, 4]), run.schedule(), []
-    for lesson in run.lessons(lessons, text, masks, steps):
+    for lesson in run.teach(lessons, text, masks, steps):
         given.append(lesson)
         run.step += 1
     assert len(given) == len(steps)
