@@ -245,7 +245,7 @@ def _self_generate(
     for i, shard in enumerate(shards):
         tokens, counted = batches[i] if i in batches else np.load(shard).values()
         for n, (document, mask) in enumerate(zip(tokens, counted, strict=True), start=starts[i]):
-            yield torch.from_numpy(document), torch.from_numpy(mask), len(_begins_with(n, prompts, config)) > 0
+            yield torch.from_numpy(document), torch.from_numpy(mask), len(_row(n, prompts, config)[1]) > 0
 
 
 def _prompts(config: CorpusConfig, tokenizer, opening: int) -> list[list[int]]:
@@ -264,9 +264,10 @@ def _prompts(config: CorpusConfig, tokenizer, opening: int) -> list[list[int]]:
     return short
 
 
-def _begins_with(number: int, prompts: list[list[int]], config: CorpusConfig) -> list[int]:
-    """The given words of a document; none for the even ones. Every prompt meets every temperature."""
-    return prompts[number // 2 // len(config.temperatures) % len(prompts)] if prompts and number % 2 else []
+def _row(number: int, prompts: list[list[int]], config: CorpusConfig) -> tuple[float, list[int]]:
+    """Temperature and given words of a document; no words for the even ones. Every prompt meets every temperature."""
+    turn, n = number // 2 if prompts else number, len(config.temperatures)
+    return config.temperatures[turn % n], prompts[turn // n % len(prompts)] if prompts and number % 2 else []
 
 
 def _write_batch(
@@ -274,12 +275,11 @@ def _write_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and counted positions of the documents from number `start` on, [row, position]."""
     numbers = range(start, min(start + config.batch_size, config.documents))
-    every = 2 if prompts else 1
-    temperatures = [config.temperatures[n // every % len(config.temperatures)] for n in numbers]
+    temperatures, given = zip(*(_row(n, prompts, config) for n in numbers), strict=True)
     generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
     text = write(
         model, turns, config.length, temperatures, config.prompt_temperature, config.prompt_length, generator,
-        depths=() if lessons is None else lessons.depths, prompts=[_begins_with(n, prompts, config) for n in numbers],
+        depths=() if lessons is None else lessons.depths, prompts=given,
         int8=config.int8 and int8_pays(model.device),
     )  # fmt: skip
     counted = text.said_by_model if config.counted == "answers" else text.said_by_model | text.said_by_user

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from eelib.batches import Batches
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads import ExitHeads
 from eelib.lessons import Lesson, Lessons
@@ -113,7 +114,11 @@ def distil(
     heads.float().requires_grad_(True)
     run = _Run(heads, config, sequences, counted, None if checkpoint is None else Path(checkpoint))
     run.restore()
-    steps, state = run.schedule(), PartialState()
+    state = PartialState()
+    steps = Batches(
+        sequences, counted, epochs=config.epochs, batch_size=config.batch_size, shuffle_buffer=config.shuffle_buffer,
+        seed=config.seed,
+    )  # fmt: skip
     with (
         Report(run.log, log, tensorboard, state.is_main_process) as report,
         tqdm(
@@ -121,7 +126,7 @@ def distil(
         ) as bar,
     ):
         started, tokens_before = time.perf_counter(), run.tokens
-        for lesson in run.teach(lessons, sequences, counted, steps):
+        for lesson in steps.taught(lessons, first=run.step):
             rows = _train_step(heads, lesson, run, len(steps))
             seconds = time.perf_counter() - started
             bar.update()
@@ -170,47 +175,13 @@ class _Run:
     """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
 
     def __init__(self, heads, config: TrainConfig, sequences, counted, path: Path | None):
-        self.heads, self.config, self.path, self.n_sequences = heads, config, path, len(sequences)
+        self.heads, self.config, self.path = heads, config, path
         self.step, self.tokens, self.log = 0, 0, []
         self.optimizer = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=0.0)
         digest = hashlib.sha256(repr((config, heads.config, heads.backbone.fingerprint())).encode())
         for sequence in [*sequences, *(counted or ())]:
             digest.update(sequence.numpy().tobytes())
         self.identity = digest.hexdigest()
-
-    def schedule(self) -> list[list[int]]:
-        """Which sequences each step takes: every epoch all of them, in an order of its own."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        steps = []
-        for _ in range(self.config.epochs):
-            order = torch.randperm(self.n_sequences, generator=generator)
-            steps += [batch.tolist() for batch in order.split(self.config.batch_size)]
-        return steps
-
-    def teach(self, lessons: Lessons, sequences, counted, steps: list[list[int]]) -> Iterator[Lesson | None]:
-        """This process's share of every step that is still to come; None where it has none.
-
-        The steps whose tokens are shuffled among each other are taught together, also after a checkpoint among them.
-        """
-        state, together = PartialState(), max(1, self.config.shuffle_buffer // self.config.batch_size)
-        for start in range(self.step // together * together, len(steps), together):
-            group = steps[start : start + together]
-            shares = [batch[state.process_index :: state.num_processes] for batch in group]
-            taught = [
-                lessons.on([sequences[i] for i in share], None if counted is None else [counted[i] for i in share])
-                for share in shares
-                if share
-            ]
-            taught = Lesson.joined(taught) if taught else None
-            sizes = [[len(sequences[i]) if counted is None else int(counted[i].sum()) for i in b] for b in group]
-            owners = torch.cat([torch.arange(len(size)) % state.num_processes for size in sizes])
-            own = owners.repeat_interleave(torch.tensor(sum(sizes, []))) == state.process_index  # [token]
-            place = own.cumsum(0) - 1  # of this process's tokens, in what it was taught
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + start)
-            order = torch.randperm(len(own), generator=generator).tensor_split(len(group))
-            for tokens in order[self.step - start :]:
-                mine = place[tokens[own[tokens]]]
-                yield taught.at(mine.to(taught.choice.device)) if len(mine) else None
 
     def restore(self) -> None:
         if self.path is None or not self.path.is_file():
@@ -254,7 +225,7 @@ class _Run:
 def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
     """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
 
-    lesson: this process's share; None where there are more processes than sequences.
+    lesson: this process's share; None where it has none.
     """
     rate = run.config.learning_rate * _schedule(run.step, round(run.config.warmup * n_steps), n_steps)
     for group in run.optimizer.param_groups:

@@ -9,7 +9,7 @@ from eelib.workspace import PROJECT
 
 ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
-    "lessons self_generation sources corpus vocabulary maps heads reports training recipe traces separation "
+    "lessons batches self_generation sources corpus vocabulary maps heads reports training recipe traces separation "
     "calibration policies sampling options decoding cost planning lossless comparison benchmarks figures batch"
 ).split()
 

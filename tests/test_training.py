@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import eelib
 from eelib import training
+from eelib.batches import Batches
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.lessons import Lesson, Lessons
 
@@ -109,13 +110,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_pa
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("masked", [True, False])
 def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, masked):
-    config = eelib.TrainConfig(epochs=2, batch_size=batch_size, shuffle_buffer=8)
-    masks = after(5, text) if masked else None
-    run = training._Run(heads_for(llama), config, text, masks, None)
-    lessons, steps, given = Lessons(llama, [2, 4]), run.schedule(), []
-    for lesson in run.teach(lessons, text, masks, steps):
-        given.append(lesson)
-        run.step += 1
+    masks, lessons = after(5, text) if masked else None, Lessons(llama, [2, 4])
+    steps = Batches(text, masks, epochs=2, batch_size=batch_size, shuffle_buffer=8, seed=0)
+    given = list(steps.taught(lessons))
     assert len(given) == len(steps)
     whole = lessons.on(text * 2, None if masks is None else masks * 2)
     found = Lesson.joined(given)
