@@ -1,5 +1,6 @@
 """A key-value cache that is allocated ahead and rolled back, and whose layers may have got to different positions."""
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -13,14 +14,16 @@ class _KVLayer(CacheLayerMixin):
     All are kept, so that any can be forgotten; a layer with a sliding window hands out just those that it sees.
     """
 
-    def __init__(self, capacity: int, window: int | None):
+    def __init__(self, capacity: int, window: int | None, kept_in: torch.dtype | None):
         super().__init__()
-        self.capacity, self.window, self.length = capacity, window, 0
+        self.capacity, self.window, self.kept_in, self.length = capacity, window, kept_in, 0
         self.is_sliding = window is not None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
-        self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
+        self.keys, self.values = (
+            like.new_empty((*like.shape[:2], self.capacity, like.shape[3]), dtype=self.kept_in)
+            for like in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -70,6 +73,7 @@ class KVCache(Cache):
     Args:
         config: the model's, which says which layers have a sliding window.
         capacity: positions to allocate for; more than that is taken, at the price of a copy.
+        kept_in: the type of keys and values, which the model's attention must then be ready for; None for the model's.
 
     Raises:
         ModelError: a layer that keeps something other than keys and values (a recurrent state).
@@ -77,7 +81,7 @@ class KVCache(Cache):
     reported: the length that every layer reports while a model prepares what it hands its blocks; None for their own.
     """
 
-    def __init__(self, config: PreTrainedConfig, capacity: int):
+    def __init__(self, config: PreTrainedConfig, capacity: int, kept_in: torch.dtype | None = None):
         layers = DynamicCache(config=config).layers
         other = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "is_sliding")})
         if other:
@@ -86,7 +90,7 @@ class KVCache(Cache):
                 "keys and values in every block."
             )
         self.windows = [layer.sliding_window if layer.is_sliding else None for layer in layers]
-        super().__init__(layers=[_KVLayer(capacity, window) for window in self.windows])
+        super().__init__(layers=[_KVLayer(capacity, window, kept_in) for window in self.windows])
         self.reported: int | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

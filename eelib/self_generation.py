@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -88,10 +89,11 @@ def write(
         prompt_length: the user's words are cut off after so many tokens.
         depths: where to keep the hidden states, for lessons.
         prompts: for each row the tokens that its user begins with; where there are none, the model makes them up.
-        int8: an eight-bit copy of the model writes (and teaches, if there are `depths`).
+        int8: an eight-bit copy of the model writes (and teaches, if there are `depths`), its keys and values kept in
+            bfloat16. For a CPU.
     """
     rows, device = len(temperatures), model.device
-    backbone, cache = Backbone.of(model), KVCache(model.config, length)
+    backbone, cache = Backbone.of(model), KVCache(model.config, length, kept_in=torch.bfloat16 if int8 else None)
     blocks = with_attention(backbone.blocks, _ATTENTION) if device.type == "cpu" else backbone.blocks
     unembedding = backbone.unembedding
     if int8:
@@ -201,7 +203,7 @@ def draw(
     By chunks of the vocabulary first, then within one: much quicker on a CPU than argmax, and than torch.multinomial,
     which takes the logarithm of a random number for every token of every row.
     """
-    chunks = torch.nn.functional.pad(logits.float(), (0, -logits.shape[1] % chunk), value=float("-inf"))
+    chunks = F.pad(logits.float(), (0, -logits.shape[1] % chunk), value=float("-inf"))
     chunks = chunks.unflatten(1, (-1, chunk))  # [row, chunk, token]
     largest = chunks.amax(dim=-1)
     which = largest.argmax(dim=-1)
@@ -226,17 +228,19 @@ def _chosen(chunks: Float[Tensor, "row chunk token"], which: Int[Tensor, " row"]
 def _attention_of_one_query(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """One query a row over all its keys, as two batched products: torch's CPU kernel is slow for a single query.
+    """One query a row over all its keys, in their type. Heads that share keys are one head with several queries:
+    torch's CPU kernel is slow for a single one, and copies shared keys for every head.
 
     query [row, head, 1, width]; key and value [row, group, position, width], each group shared by some heads.
     """
+    kind, query = query.dtype, query.to(key.dtype)
     scaling, bias = kwargs.get("scaling"), kwargs.get("position_bias")
     if query.shape[2] != 1 or attention_mask is not None or scaling is None or bias is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0].to(kind), None
     rows, groups, width = key.shape[0], key.shape[1], query.shape[3]
-    grouped = (query * scaling).view(rows * groups, -1, width)
-    weights = torch.bmm(grouped, key.flatten(0, 1).mT).softmax(dim=-1)
-    return torch.bmm(weights, value.flatten(0, 1)).view(rows, 1, -1, width), None
+    grouped = query.view(rows, groups, -1, width)
+    seen = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
+    return seen.reshape(rows, 1, -1, width).to(kind), None
 
 
 AttentionInterface.register(_ATTENTION, _attention_of_one_query)

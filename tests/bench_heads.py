@@ -28,7 +28,7 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
     turns = Turns.of(tokenizer)
     opening = torch.tensor([turns.opening])
 
-    def ours(rows=256, int8=False):
+    def ours(rows=576, int8=False):
         write(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0), int8=int8)
         return rows
 
