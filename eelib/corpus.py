@@ -22,13 +22,14 @@ from eelib.chat import Turns
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.int8 import int8_pays
 from eelib.lessons import Lessons
+from eelib.prompts import Opening, given_prompts, invent_prompts, openings
 from eelib.self_generation import write
 from eelib.sources import read_documents
 from eelib.workspace import written_whole
 
 SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
 """Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves; but one that
-begins with given words is for training, since others begin with the same."""
+begins with a given prompt is for training, since others begin with the same."""
 
 COUNTED = ("answers", "words")
 
@@ -46,8 +47,10 @@ class CorpusConfig:
     The rest is for "self". temperatures: of the model's answers, taken in turn by the documents; 0 is greedy.
     prompts: file or dataset, as above, of words that the user of every other document begins with, in turn: text for
         what the heads will be used on. None: the model makes all of them up.
+    invent: the model makes up more prompts of that kind first; then of three documents one begins with a given prompt,
+        one with a prompt of its own that was made up like those, and one with what the model makes up from nothing.
     prompt_temperature: of the user's words where the model makes them up.
-    prompt_length: those are cut off after so many tokens.
+    prompt_length: those are cut off after so many tokens, and prompts made up like given ones that are longer dropped.
     counted: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
         where it speaks at all, its user's words too ("words"). What a chat template puts in never counts.
     batch_size: documents written at once.
@@ -60,6 +63,7 @@ class CorpusConfig:
     length: int = 160
     temperatures: Sequence[float] = (0.0, 0.0, 0.6, 0.9)
     prompts: str | None = None
+    invent: bool = False
     prompt_temperature: float = 1.0
     prompt_length: int = 64
     counted: str = "answers"
@@ -75,6 +79,8 @@ class CorpusConfig:
             raise InvalidInputError(f"documents={self.documents}: expected at least 8, to fill three splits.")
         if self.length < _SHORTEST:
             raise InvalidInputError(f"length={self.length}: expected at least {_SHORTEST} tokens.")
+        if self.invent and self.prompts is None:
+            raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
         if not self.temperatures or not all(t >= 0 for t in self.temperatures):
             raise InvalidInputError(f"temperatures={self.temperatures}: expected numbers from 0 (greedy) on.")
         if not self.prompt_temperature > 0:
@@ -175,12 +181,12 @@ def load_corpus(
         documents = _tokenize(config, tokenizer)
     splits, counted = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
     seen, written = set(), 0
-    for document, mask, prompted in documents:
+    for document, mask, shared in documents:
         written += 1
         digest = hashlib.sha256(document.numpy().tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
-            split = "train" if prompted else _split_of(digest)
+            split = "train" if shared else _split_of(digest)
             splits[split].append(document)
             counted[split].append(mask)
     if config.documents is not None and written < config.documents:
@@ -220,16 +226,23 @@ def _repeats(tokens: Tensor, n: int = 8) -> np.ndarray:
 def _self_generate(
     config: CorpusConfig, model, tokenizer, scratch: Path | None, lessons: Lessons | None
 ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Each document, where it counts, and whether it begins with given words."""
+    """Each document, where it counts, and whether others begin with the same words."""
     turns, state = Turns.of(tokenizer), PartialState()
     if len(turns.opening) + _SHORTEST > config.length:
         raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
     if scratch is None and state.num_processes > 1:
         raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
-    prompts = _prompts(config, tokenizer, len(turns.opening))
-    key = hashlib.sha256(json.dumps([asdict(config), prompts, model.config._name_or_path, str(model.dtype)]).encode())
+    given, most = [], config.length - len(turns.opening) - _SHORTEST
+    if config.prompts is not None:
+        given = given_prompts(config.prompts, most, config.documents, tokenizer)
+    key = hashlib.sha256(json.dumps([asdict(config), given, model.config._name_or_path, str(model.dtype)]).encode())
+    name = None if scratch is None else f"{scratch / key.hexdigest()[:12]}"
+    with state.main_process_first():
+        invented = _invented(config, model, tokenizer, given, most, None if name is None else Path(f"{name}.json"))
+    words = ([tokenizer(text, add_special_tokens=False).input_ids for text in texts] for texts in (given, invented))
+    begun = openings(config.documents, config.temperatures, *words)
     starts = range(0, config.documents, config.batch_size)
-    shards = [None if scratch is None else scratch / f"{key.hexdigest()[:12]}-{start:06d}.npz" for start in starts]
+    shards = [None if name is None else Path(f"{name}-{start:06d}.npz") for start in starts]
     mine = range(state.process_index, len(starts), state.num_processes)
     if lessons is not None:
         missing = sum(1 for shard in shards if shard is None or not shard.is_file())
@@ -237,50 +250,43 @@ def _self_generate(
     batches = {}
     for i in tqdm(mine, desc="writing text", unit="batch", disable=not state.is_main_process):
         if shards[i] is None or not shards[i].is_file():
-            batches[i] = _write_batch(config, model, turns, prompts, starts[i], lessons)
+            batch = begun[starts[i] : starts[i] + config.batch_size]
+            batches[i] = _write_batch(config, model, turns, batch, starts[i], lessons)
             if shards[i] is not None:
                 with written_whole(shards[i]) as path:
                     np.savez(path, *batches.pop(i))
     state.wait_for_everyone()
     for i, shard in enumerate(shards):
         tokens, counted = batches[i] if i in batches else np.load(shard).values()
-        for n, (document, mask) in enumerate(zip(tokens, counted, strict=True), start=starts[i]):
-            yield torch.from_numpy(document), torch.from_numpy(mask), len(_row(n, prompts, config)[1]) > 0
+        for document, mask, opening in zip(tokens, counted, begun[starts[i] :], strict=False):
+            yield torch.from_numpy(document), torch.from_numpy(mask), opening.shared
 
 
-def _prompts(config: CorpusConfig, tokenizer, opening: int) -> list[list[int]]:
-    """The words to begin with, as tokens: those of `config.prompts` that leave the model room for an answer."""
-    if config.prompts is None:
+def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: int, file: Path | None) -> list[str]:
+    """A prompt for every third document, if there are to be any; kept in a file, if there is one, for the next call."""
+    if not config.invent:
         return []
-    most = config.length - opening - _SHORTEST
-    texts = islice(read_documents(config.prompts), config.documents)
-    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    short = [prompt for prompt in prompts if 0 < len(prompt) <= most]
-    if not short:
-        raise CorpusError(
-            f"{config.prompts!r} has {len(prompts)} prompts, none of 1 to {most} tokens, leaving room for an answer "
-            f"in a document of {config.length} tokens: give shorter ones, or a larger `length`."
-        )
-    return short
-
-
-def _row(number: int, prompts: list[list[int]], config: CorpusConfig) -> tuple[float, list[int]]:
-    """Temperature and given words of a document; no words for the even ones. Every prompt meets every temperature."""
-    turn, n = number // 2 if prompts else number, len(config.temperatures)
-    return config.temperatures[turn % n], prompts[turn // n % len(prompts)] if prompts and number % 2 else []
+    if file is not None and file.is_file():
+        return json.loads(file.read_text())
+    found = invent_prompts(
+        model, tokenizer, given, config.documents // 3, min(most, config.prompt_length), config.seed,
+        int8=config.int8 and int8_pays(model.device),
+    )  # fmt: skip
+    if file is not None:
+        with written_whole(file) as path:
+            path.write_text(json.dumps(found, indent=0))
+    return found
 
 
 def _write_batch(
-    config: CorpusConfig, model, turns: Turns, prompts: list[list[int]], start: int, lessons: Lessons | None
+    config: CorpusConfig, model, turns: Turns, begun: Sequence[Opening], start: int, lessons: Lessons | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and counted positions of the documents from number `start` on, [row, position]."""
-    numbers = range(start, min(start + config.batch_size, config.documents))
-    temperatures, given = zip(*(_row(n, prompts, config) for n in numbers), strict=True)
+    """Tokens and counted positions of the documents from number `start` on, which begin so; [row, position]."""
     generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
     text = write(
-        model, turns, config.length, temperatures, config.prompt_temperature, config.prompt_length, generator,
-        depths=() if lessons is None else lessons.depths, prompts=given,
-        int8=config.int8 and int8_pays(model.device),
+        model, turns, config.length, [opening.temperature for opening in begun], config.prompt_temperature,
+        config.prompt_length, generator, depths=() if lessons is None else lessons.depths,
+        prompts=[opening.words for opening in begun], int8=config.int8 and int8_pays(model.device),
     )  # fmt: skip
     counted = text.said_by_model if config.counted == "answers" else text.said_by_model | text.said_by_user
     if lessons is not None:

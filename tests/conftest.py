@@ -124,9 +124,10 @@ def write_results(name: str, table: pd.DataFrame) -> None:
 
 
 def letters(**special) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters with a vocabulary of VOCAB_SIZE: three special tokens and printable ASCII."""
+    """A tokenizer of single characters with a vocabulary of VOCAB_SIZE: three special tokens, printable
+    ASCII and the end of a line."""
     special = special or {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    vocabulary = ["<unk>", "<bos>", "<eos>", *map(chr, range(32, 32 + VOCAB_SIZE - 3))]
+    vocabulary = ["<unk>", "<bos>", "<eos>", *map(chr, range(32, 32 + VOCAB_SIZE - 4)), "\n"]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
