@@ -13,8 +13,8 @@ from eelib.errors import CorpusError
 from eelib.self_generation import write
 from eelib.sources import read_documents
 
-_EXAMPLES = 4  # given prompts that stand before one that is made up
-_ROWS = 192  # at most so many are made up at once, behind the same examples
+_EXAMPLES = 3  # given prompts that stand before one that is made up
+_ROWS = 256  # at most so many are made up at once, behind the same examples
 _TEMPERATURE = 0.9
 _FEWEST = 4  # tokens of a prompt that is made up
 
@@ -80,16 +80,16 @@ def invent_prompts(
     int8: bool = False,
 ) -> list[str]:
     """So many different prompts of up to `most` tokens, of one line each, made up as one more item behind a list of a
-    few of the given ones. The examples are neighbours among the given, which in a file are often of one kind.
+    few of the given ones. These are neighbours, which in a file are often of one kind, from all over the given ones.
 
     Raises:
         CorpusError: the model hardly makes up any.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    examples, found = [" ".join(text.split()) for text in given], {}
+    examples, found, place = [" ".join(text.split()) for text in given], {}, 0.0
     with tqdm(total=count, desc="making up prompts", unit="prompt") as bar:
         while len(found) < count:
-            first = int(torch.randint(len(examples), (), generator=generator, device=model.device))
+            first, place = int(place * len(examples)), (place + 0.618) % 1  # the golden ratio leaves no gaps
             some = [examples[(first + i) % len(examples)] for i in range(min(_EXAMPLES, len(examples)))]
             opening = tokenizer("\n".join([*(f"- {text}" for text in some), "-"])).input_ids
             rows = min(_ROWS, 32 + (count - len(found)) * 5 // 4)  # about four of five will do

@@ -1,7 +1,8 @@
 """What making heads costs and brings, as ratios within one run: `make bench-heads`. Minutes to an hour; run it alone.
 
 generation: self-generation against `model.generate` at batch 64. training: `mlp` heads with a draft vocabulary against
-full-vocabulary `linear` ones, same lessons. recipes: two recipes on greedy answers to held-out prompts.
+full-vocabulary `linear` ones, same text, with and without kept lessons. long: the same on some 100,000 tokens, with
+kept lessons, `linear` at two learning rates. recipes: two recipes on greedy answers to held-out prompts.
 """
 
 import argparse
@@ -21,6 +22,12 @@ from eelib.recipe import make_heads
 from eelib.self_generation import write
 from eelib.separation import mean_interval
 from eelib.workspace import PROJECT
+
+TRIALS = {  # documents; kind of heads, whether lessons are kept, learning rate
+    "training": (120, [(kind, kept, 3e-3) for kind in ("mlp", "linear") for kept in (False, True)]),
+    "long": (900, [("mlp", True, 3e-3), ("linear", True, 3e-3), ("linear", True, 1e-3)]),
+}
+PARTS = ("generation", *TRIALS, "recipes")
 
 
 def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.DataFrame:
@@ -50,26 +57,28 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
     return pd.DataFrame([{"writer": name, "tokens/s": v, "ratio": v / medians["plain"]} for name, v in medians.items()])
 
 
-def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int = 120) -> pd.DataFrame:
-    """Tokens trained on a second and agreement after the same tokens, by the same pipeline."""
+def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
+    """Tokens trained on a second and agreement after the same tokens, by the same pipeline.
+
+    trials: kind of heads, whether lessons are kept, learning rate.
+    """
     texts, counted = corpus.train[:documents], corpus.counted["train"][:documents]
-    rows = []
-    for name, settings in (
-        ("mlp, 8,192 drafted", {"kind": "mlp", "draft_vocab_size": 8192}),
-        ("linear, full vocabulary", {"kind": "linear"}),
-    ):
-        heads = eelib.ExitHeads.init(model, 4, **settings, sequences=corpus.train, tokenizer=tokenizer)
-        for lessons in (None, Lessons(model, heads.depths, scratch)):
-            if lessons is not None:
-                lessons.keep(texts, counted)
-            fresh = eelib.ExitHeads.init(model, 4, **settings, sequences=corpus.train, tokenizer=tokenizer)
-            report = eelib.distil(
-                model, fresh, texts, eelib.TrainConfig(epochs=1, batch_size=4), counted=counted, lessons=lessons,
-                validation=corpus.test, validation_counted=corpus.counted["test"],
-            )  # fmt: skip
-            agreement = {f"depth {r['depth']}": r["agreement"] for r in fresh.training_record["validation"]}
-            speed = report.tokens_per_second.iloc[-1]
-            rows.append({"heads": name, "lessons kept": lessons is not None, "tokens/s": speed} | agreement)
+    depths = eelib.Backbone.of(model).check_depths(4)
+    kept, rows = Lessons(model, depths, scratch), []
+    kept.keep(texts, counted)
+    for kind, keep, rate in trials:
+        drafted = None if kind == "linear" else 8192
+        heads = eelib.ExitHeads.init(model, depths, kind, drafted, sequences=corpus.train, tokenizer=tokenizer)
+        report = eelib.distil(
+            model, heads, texts, eelib.TrainConfig(epochs=1, batch_size=4, learning_rate=rate), counted=counted,
+            lessons=kept if keep else None, validation=corpus.test, validation_counted=corpus.counted["test"],
+        )  # fmt: skip
+        agreement = {f"depth {r['depth']}": r["agreement"] for r in heads.training_record["validation"]}
+        speed, tokens = report.tokens_per_second.iloc[-1], heads.training_record["tokens"]
+        rows.append(
+            {"heads": kind, "lessons kept": keep, "learning rate": rate, "tokens": tokens, "tokens/s": speed}
+            | agreement
+        )
     return pd.DataFrame(rows)
 
 
@@ -129,18 +138,19 @@ def compare(model, tokenizer, made: dict[str, tuple[eelib.ExitHeads, float]]) ->
 def main() -> None:
     """Prints one table a part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["generation", "training"], help="generation, training, recipes")
+    parser.add_argument("parts", nargs="*", default=["generation", "training"], help=", ".join(PARTS))
     parser.add_argument("--recipes", nargs="+", default=["config/reference_heads.yaml", "config/heads.yaml"])
     parser.add_argument("--folder", type=Path, default=PROJECT / "data" / "bench", help="for what recipes make")
     given = parser.parse_args()
-    if set(given.parts) - {"generation", "training", "recipes"}:
-        raise InvalidInputError(f"Unknown parts {given.parts}: expected generation, training, recipes.")
+    if set(given.parts) - set(PARTS):
+        raise InvalidInputError(f"Unknown parts {given.parts}: expected {', '.join(PARTS)}.")
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
     if "generation" in given.parts:
         print(generation(model, tokenizer).round(2).to_string(index=False), flush=True)
-    if "training" in given.parts:
+    for part in [part for part in TRIALS if part in given.parts]:
         corpus = eelib.Corpus.load(eelib.Workspace("smollm2-135m").corpus)
-        print(training(model, tokenizer, corpus, given.folder / "lessons").round(3).to_string(index=False), flush=True)
+        table = training(model, tokenizer, corpus, given.folder / "lessons", *TRIALS[part])
+        print(table.round(3).to_string(index=False), flush=True)
     if "recipes" in given.parts:
         print(recipes(model, tokenizer, given.recipes, given.folder).round(3).to_string(index=False), flush=True)
 
