@@ -15,6 +15,7 @@ _HOMES = {
     "lessons": ["Lessons"],
     "lossless": ["verify_lossless"],
     "models": ["load_model"],
+    "monitor": ["ExitMonitor"],
     "policies": ["Confidence", "FixedExit", "Never", "Policy", "Schedule"],
     "recipe": ["Recipe"],
     "traces": ["record_traces"],

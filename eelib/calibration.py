@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eelib.confidence import check_metric
-from eelib.errors import CorpusError, InvalidInputError
+from eelib.errors import InvalidInputError
+from eelib.exits import TARGETS, HeadScores
+from eelib.risk import ThresholdPath, control_risk
 from eelib.separation import risk_coverage
 from eelib.workspace import written_whole
 
-METHODS = ("empirical",)
-TARGETS = ("exit_agreement",)
+METHODS = ("empirical", "cascade", "risk")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Calibration:
 
     depths, thresholds: one each a head; `None` = that head never exits.
     metric, epsilon, target, method, delta: as given to `calibrate`.
-    table: per head its depth, threshold, and coverage and exit_agreement on the calibration text.
+    table: per head its depth, threshold, and on the calibration text coverage (share of tokens that exit there) and
+        exit_agreement; for `empirical`, which takes heads as independent, as if each were the only one.
+    p_value, tested_on: for `risk`, of the last thresholds accepted (else the first tried), and on how many sequences.
     """
 
     depths: tuple[int, ...]
@@ -33,6 +35,8 @@ class Calibration:
     method: str
     delta: float | None
     table: pd.DataFrame
+    p_value: float | None = None
+    tested_on: int | None = None
 
     def to_json(self, path: str | Path) -> None:
         """Writes all of it to one JSON file, whole or not at all."""
@@ -62,40 +66,66 @@ def calibrate(
     method: str = "empirical",
     delta: float | None = None,
     target: str = "exit_agreement",
+    *,
+    path: ThresholdPath | None = None,
+    p_value: str = "betting",
+    seed: int = 0,
 ) -> Calibration:
-    """Thresholds at which each head agrees with the model on at least a share ε of the tokens that exit there.
+    """Thresholds that keep a promise ε: on the calibration text, or with `risk` on new text.
 
     `empirical` (the rule of the paper's code, there `max_coverage`): for each head alone, tokens sorted from most to
     least confident, tied ones together, the loosest threshold whose running mean agreement is still at least ε; where
     none qualifies, the head never exits. It bounds nothing outside the calibration text and treats heads as
     independent: a head later in the cascade only sees what those before it declined.
+    `cascade`: the same, each head on the tokens that those before it declined. It bounds nothing outside the
+    calibration text either.
+    `risk`: thresholds that meet the target in the mean over new sequences, each counting as one, with a probability of
+    at least 1 - δ over the draw of the calibration sequences (`control_risk`); for teacher-forced text of the same
+    kind, and for one ε, metric and target chosen without looking at these sequences.
 
     Args:
         traces: from `record_traces`, on calibration text.
         metric: the score that thresholds are set on.
         epsilon: the target agreement, 0 < ε < 1; higher is stricter.
-        target: `exit_agreement`, P(agree | exited).
-        delta: for methods with a guarantee; `empirical` has none.
+        target: `exit_agreement`, P(agree | exited), or `output_agreement`, 1 - P(exited and disagreed), of which
+            `empirical` and `cascade` grant each head an even share.
+        delta: for `risk`, the chance of failure, 0 < δ < 1; the others take none.
+        path, p_value, seed: for `risk`, as `control_risk` takes them.
 
     Raises:
-        InvalidInputError: ε outside (0, 1), or an unknown metric, method or target. CorpusError: empty traces.
+        InvalidInputError: ε or δ outside (0, 1), an unknown metric, method or target, or traces that are none.
+        CorpusError: empty traces, or for `risk` fewer than two sequences.
     """
-    check_metric(metric)
     check_epsilon(epsilon)
     if method not in METHODS:
         raise InvalidInputError(f"Unknown calibration method {method!r}: expected one of {', '.join(METHODS)}.")
     if target not in TARGETS:
         raise InvalidInputError(f"Unknown target {target!r}: expected one of {', '.join(TARGETS)}.")
-    if delta is not None:
-        raise InvalidInputError(f"delta={delta}: the method {method!r} guarantees nothing and takes no delta.")
-    if traces.empty:
-        raise CorpusError("No traces to calibrate on.")
-    rows = [
-        {"depth": int(depth), **_empirical(table[metric].to_numpy(), table.agrees.to_numpy(), epsilon)}
-        for depth, table in traces.groupby("depth")
-    ]
-    depths, thresholds = zip(*((row["depth"], row["threshold"]) for row in rows), strict=True)
-    return Calibration(depths, thresholds, metric, epsilon, target, method, delta, pd.DataFrame(rows))
+    if method != "risk" and (delta is not None or path is not None):
+        raise InvalidInputError(f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path.")
+    if method == "risk" and not (isinstance(delta, float) and 0 < delta < 1):
+        raise InvalidInputError(f"delta={delta!r}: the method 'risk' takes a chance of failure, such as 0.05.")
+    tokens, options = HeadScores.of(traces, metric), {}
+    if method == "risk":
+        options = {"delta": delta, "path": path, "p_value": p_value, "seed": seed}
+    thresholds, *evidence = find_thresholds(tokens, target, epsilon, method, **options)
+    left = tokens.passed(thresholds) if method == "empirical" else tokens.exits(thresholds)
+    exited, agreed = left.sum(axis=0), (left & tokens.agrees).sum(axis=0)
+    table = pd.DataFrame({
+        "depth": tokens.depths, "threshold": thresholds, "coverage": exited / len(left),
+        "exit_agreement": [a / n if n else None for a, n in zip(agreed, exited, strict=True)],
+    })  # fmt: skip
+    return Calibration(tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence)
+
+
+def find_thresholds(
+    tokens: HeadScores, target: str, epsilon: float, method: str, **options
+) -> tuple[tuple[float | None, ...], float | None, int | None]:
+    """The thresholds alone, for callers that have checked what they give, and for `risk` (with the options of
+    `control_risk`) the p-value and the number of sequences behind it."""
+    if method == "risk":
+        return control_risk(tokens, target, epsilon, **options)
+    return tuple(_fitted(tokens, target, epsilon, in_order=method == "cascade")), None, None
 
 
 def check_epsilon(epsilon: float) -> float:
@@ -112,31 +142,45 @@ def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     tokens (of the sequence), reached (tokens that came to this head), alone (tokens the head would let out if it saw
     all), alone_agreed, exited, agreed.
     """
-    metric = calibration.metric
-    thresholds = dict(zip(calibration.depths, calibration.thresholds, strict=True))
-    unknown = sorted(set(traces.depth.unique()) ^ set(thresholds))
+    tokens = HeadScores.of(traces, calibration.metric)
+    unknown = sorted(set(tokens.depths) ^ set(calibration.depths))
     if unknown:
         raise InvalidInputError(f"Traces and calibration differ in depths: {unknown} is only in one of them.")
-    threshold = traces.depth.map({d: np.inf if t is None else t for d, t in thresholds.items()}).to_numpy()
-    passes = traces[metric].to_numpy() >= threshold
-    n_heads = len(thresholds)
-    earlier = np.cumsum(passes.reshape(-1, n_heads), axis=1) - passes.reshape(-1, n_heads)  # traces are in order
-    reached = (earlier == 0).ravel()
-    exited = passes & reached
-    agrees = traces.agrees.to_numpy()
-    counted = traces[["sequence", "depth"]].assign(
-        tokens=1, reached=reached, alone=passes, alone_agreed=passes & agrees, exited=exited, agreed=exited & agrees
-    )
-    return counted.groupby(["sequence", "depth"], as_index=False).sum().astype(int)
+    passed, exits = tokens.passed(calibration.thresholds), tokens.exits(calibration.thresholds)
+    counts = {
+        "tokens": np.ones_like(passed), "reached": passed.cumsum(axis=1) - passed == 0, "alone": passed,
+        "alone_agreed": passed & tokens.agrees, "exited": exits, "agreed": exits & tokens.agrees,
+    }  # fmt: skip
+    names = traces.sequence.unique()  # in the order of the numbers
+    rows = pd.MultiIndex.from_product([np.sort(names), tokens.depths], names=["sequence", "depth"])
+    return pd.DataFrame(
+        {
+            name: np.stack([np.bincount(tokens.sequence, column) for column in values.T], axis=1).astype(int).ravel()
+            for name, values in counts.items()
+        },
+        index=rows,
+    ).reset_index()
 
 
-def _empirical(scores: np.ndarray, agrees: np.ndarray, epsilon: float) -> dict:
-    curve = risk_coverage(scores, agrees)
-    # compared as counts: 1 - risk loses the last bit, and an agreement of exactly ε qualifies
-    exited = np.rint(curve.coverage * len(scores))
-    agreed = np.rint((1 - curve.risk) * exited)
-    qualifying = np.flatnonzero(agreed >= epsilon * exited - 1e-9)
-    if not len(qualifying):
-        return {"threshold": None, "coverage": 0.0, "exit_agreement": None}
-    best = curve.iloc[qualifying[-1]]
-    return {"threshold": float(best.threshold), "coverage": best.coverage, "exit_agreement": 1 - best.risk}
+def _fitted(tokens: HeadScores, target: str, epsilon: float, in_order: bool) -> list[float | None]:
+    """Each head's loosest threshold that keeps the promise on all tokens or, `in_order`, on those that reach it."""
+    thresholds, reach = [], np.ones(len(tokens.scores), dtype=bool)
+    share = (1 - epsilon) * len(reach) / len(tokens.depths)  # tokens that may exit wrongly, a head
+    allowed = 0.0
+    for scores, agrees in zip(tokens.scores.T, tokens.agrees.T, strict=True):
+        if not reach.any():
+            thresholds.append(None)
+            continue
+        allowed = allowed + share if in_order else share
+        curve = risk_coverage(scores[reach], agrees[reach])
+        # Compared as counts: 1 - risk loses the last bit, and an agreement of exactly ε qualifies.
+        exited = np.rint(curve.coverage * reach.sum())
+        wrong = np.rint(curve.risk * exited)
+        most = (1 - epsilon) * exited if target == "exit_agreement" else allowed
+        qualifying = np.flatnonzero(wrong <= most + 1e-9)
+        best = qualifying[-1] if len(qualifying) else None
+        thresholds.append(None if best is None else float(curve.threshold[best]))
+        if in_order and best is not None:
+            allowed -= wrong[best]
+            reach &= scores < thresholds[-1]
+    return thresholds

@@ -16,19 +16,19 @@ from eelib.confidence import METRICS
 from eelib.errors import InvalidInputError
 
 
-def risk_coverage(scores: np.ndarray, agrees: np.ndarray) -> pd.DataFrame:
+def risk_coverage(scores: np.ndarray, agrees: np.ndarray, weights: np.ndarray | None = None) -> pd.DataFrame:
     """Risk (share of disagreement) among the tokens that exit, for every coverage, tied scores exiting together.
 
-    Columns: threshold, coverage (share of tokens that exit), risk. Declined tokens (-inf) never exit.
+    Columns: threshold, coverage (share of tokens that exit), risk. Declined tokens (-inf) never exit. Tokens count as
+    their `weights` say; None: all the same.
     """
     order = np.argsort(-scores, kind="stable")
-    scores, agrees = scores[order], agrees[order]
+    scores, agrees, weights = scores[order], agrees[order], 1 if weights is None else weights[order]
     last_of_tie = np.append(scores[1:] != scores[:-1], True) & np.isfinite(scores)
-    exited = np.arange(1, len(scores) + 1)[last_of_tie]
-    agreed = np.cumsum(agrees)[last_of_tie]
-    return pd.DataFrame(
-        {"threshold": scores[last_of_tie], "coverage": exited / len(scores), "risk": 1 - agreed / exited}
-    )
+    exited = np.cumsum(np.ones(len(scores)) * weights)
+    agreed = np.cumsum(agrees * weights)[last_of_tie]
+    coverage, exited = exited[last_of_tie] / exited[-1], exited[last_of_tie]
+    return pd.DataFrame({"threshold": scores[last_of_tie], "coverage": coverage, "risk": 1 - agreed / exited})
 
 
 def aurc(scores: np.ndarray, agrees: np.ndarray) -> float:

@@ -1,0 +1,83 @@
+"""Where tokens leave under given thresholds, read off traces: every token passes the heads in order, as in decoding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from eelib.confidence import check_metric
+from eelib.errors import CorpusError, InvalidInputError
+
+TARGETS = ("exit_agreement", "output_agreement")
+"""What ε may promise. exit_agreement: P(agree | exited). output_agreement: 1 - P(exited and disagreed), which with few
+exits is far weaker."""
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """What every head says of every token of some traces.
+
+    depths: of the heads, ascending. scores, agrees: [token, head]. sequence: [token], numbered from 0.
+    """
+
+    depths: tuple[int, ...]
+    scores: Float[np.ndarray, "token head"]
+    agrees: Bool[np.ndarray, "token head"]
+    sequence: Int[np.ndarray, " token"]
+
+    @classmethod
+    def of(cls, traces: pd.DataFrame, metric: str) -> "HeadScores":
+        """Raises InvalidInputError for an unknown metric, scores that are NaN, or heads whose rows are not of the same
+        tokens in the same order; CorpusError for empty traces."""
+        check_metric(metric)
+        if traces.empty:
+            raise CorpusError("No traces to calibrate on.")
+        depths, tables = zip(*traces.groupby("depth"), strict=True)
+        tokens = [table[["sequence", "position"]].to_numpy() for table in tables]
+        if not all(np.array_equal(tokens[0], other) for other in tokens):
+            raise InvalidInputError(
+                f"The rows of the heads at depths {list(map(int, depths))} are not of the same tokens in the same "
+                "order: expected traces as `record_traces` gives them."
+            )
+        scores = np.stack([table[metric].to_numpy() for table in tables], axis=1)
+        if np.isnan(scores).any():
+            raise InvalidInputError(f"{int(np.isnan(scores).sum())} scores of {metric} are NaN: the heads are broken.")
+        agrees = np.stack([table.agrees.to_numpy(dtype=bool) for table in tables], axis=1)
+        return cls(tuple(map(int, depths)), scores, agrees, np.unique(tokens[0][:, 0], return_inverse=True)[1])
+
+    @property
+    def n_sequences(self) -> int:
+        return int(self.sequence.max()) + 1
+
+    def of_sequences(self, chosen: Int[np.ndarray, " sequence"]) -> "HeadScores":
+        """The tokens of some of the sequences, which are numbered anew."""
+        kept = np.isin(self.sequence, chosen)
+        numbers = np.unique(self.sequence[kept], return_inverse=True)[1]
+        return HeadScores(self.depths, self.scores[kept], self.agrees[kept], numbers)
+
+    def passed(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:
+        """Which heads would let a token out if they saw it."""
+        return self.scores >= np.array([np.inf if t is None else t for t in thresholds])
+
+    def exits(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:
+        """The head at which a token exits: the first that lets it out. No head where none does."""
+        passed = self.passed(thresholds)
+        return passed & (passed.cumsum(axis=1) == 1)
+
+    def losses(self, thresholds: Sequence[float | None], target: str, epsilon: float) -> Float[np.ndarray, " sequence"]:
+        """One loss a sequence, from 0 to 1, whose mean over sequences is at most 1 - ε just where the target is met.
+
+        For output_agreement the share of tokens that exit and disagree; for exit_agreement (1 - ε) + the mean of
+        exited x (disagreed - (1 - ε)). A sequence counts as one, however long it is.
+        """
+        allowed = 1 - epsilon
+        exited, wrong = np.zeros((2, len(self.sequence)), dtype=bool)
+        for head, threshold in enumerate(thresholds):  # head by head: several times quicker than `exits`
+            if threshold is not None:
+                here = (self.scores[:, head] >= threshold) & ~exited
+                wrong |= here & ~self.agrees[:, head]
+                exited |= here
+        values = wrong if target == "output_agreement" else allowed + np.where(exited, wrong - allowed, 0.0)
+        return np.bincount(self.sequence, values) / np.bincount(self.sequence)
