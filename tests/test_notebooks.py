@@ -22,7 +22,7 @@ from eelib.workspace import PROJECT
 SMALL = {
     "01_train_heads": {
         "changes": {
-            "corpus": {"documents": 120, "length": 56, "prompts": None, "prompt_length": 16},
+            "corpus": {"documents": 120, "length": 56, "prompts": None, "invent": False, "prompt_length": 16},
             "heads": {"draft_vocab_size": 2048},
             "training": {"epochs": 1},
         }
