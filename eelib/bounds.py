@@ -1,7 +1,7 @@
-"""p-values for the mean of independent losses in [0, 1]: what a guarantee from few sequences rests on.
+"""Tests of the mean of independent losses in [0, 1]: what a guarantee from few sequences, and its watch, rest on.
 
-Each tests the hypothesis that the mean is at least `alpha`: if it is, the p-value is at most δ with a probability of at
-most δ, whatever the losses' distribution, at any number of them.
+Each p-value tests the hypothesis that the mean is at least `alpha`: if it is, the p-value is at most δ with a
+probability of at most δ, whatever the losses' distribution, at any number of them.
 """
 
 from collections.abc import Callable
@@ -41,6 +41,26 @@ def hoeffding_bentkus(losses: np.ndarray, alpha: float) -> float:
 
 
 P_VALUES: dict[str, Callable[[np.ndarray, float], float]] = {"betting": betting, "hoeffding_bentkus": hoeffding_bentkus}
+
+
+class SequentialTest:
+    """Evidence, loss by loss, that the mean is above `alpha`, from betting that losses are (Waudby-Smith and Ramdas).
+
+    Bets of several sizes, each too small to lose everything, win capital where losses are larger than alpha. While the
+    mean is at most alpha, their average reaches 1 / δ **ever**, over any number of losses, with a probability of at
+    most δ (Ville's inequality).
+    """
+
+    def __init__(self, alpha: float):
+        if not 0 < alpha < 1:
+            raise InvalidInputError(f"alpha={alpha}: expected a risk between 0 and 1.")
+        self.alpha, self._bets = alpha, np.linspace(0.05, 0.95, 19) / alpha
+        self._log_capital = np.zeros(len(self._bets))
+
+    def add(self, loss: float) -> float:
+        """Takes in one loss and returns the average capital."""
+        self._log_capital += np.log1p(self._bets * (loss - self.alpha))
+        return float(np.exp(np.logaddexp.reduce(self._log_capital)) / len(self._bets))
 
 
 def _checked(losses: np.ndarray, alpha: float) -> np.ndarray:

@@ -3,27 +3,25 @@
 import numpy as np
 import pandas as pd
 
+from eelib.bounds import SequentialTest
 from eelib.calibration import Calibration, calibrate
 from eelib.decoding import DecodingOutput
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.exits import HeadScores
-from eelib.separation import percentile_interval, ratio_interval
+from eelib.separation import ratio_difference_interval, ratio_interval
 
 POPULATIONS = ("verified", "audited")
 """verified: drafts of lossless decoding whose fate is known, among all new tokens of a sequence. Where a draft was not
 asked for (after a full round of accepted ones), nothing is known, and the token counts as not exited. audited: all
 tokens of sequences drawn at random, teacher-forced, as in calibration."""
 
-_SHARES = np.linspace(0.05, 0.95, 19)  # of the largest bet that cannot lose everything
-
 
 class ExitMonitor:
     """Watches a calibration in use, and says when it no longer holds.
 
-    Every sequence gives one loss, as in calibration (`HeadScores.losses`). Against the hypothesis that the mean loss is
-    at most 1 - ε, bets on larger losses win capital (Waudby-Smith and Ramdas, arXiv 2010.09686); where it reaches
-    1 / false_alarm the alarm is raised. While the calibration holds, that **ever** happens, over any number of
-    sequences, with a probability of at most `false_alarm`, in each of the two populations.
+    Every sequence gives one loss, as in calibration (`HeadScores.losses`). Where the evidence that their mean is above
+    1 - ε reaches 1 / false_alarm, the alarm is raised. While the calibration holds, that **ever** happens, over any
+    number of sequences, with a probability of at most `false_alarm`, in each of the two populations.
 
     Args:
         calibration: whose promise is watched.
@@ -31,7 +29,7 @@ class ExitMonitor:
         audit_share: of the sequences, drawn by `seed`, that `due` asks to audit.
 
     Attributes:
-        table: one row a sequence: population, tokens, exited, agreed, loss, evidence (the capital after it), seconds.
+        table: one row a sequence: population, tokens, exited, agreed, loss, evidence (after it), seconds.
             In early exit without verification nothing is known of agreement: agreed, loss and evidence are NaN.
     """
 
@@ -42,7 +40,7 @@ class ExitMonitor:
             raise InvalidInputError(f"audit_share={audit_share}: expected a share of the sequences, from 0 to 1.")
         self.calibration, self.false_alarm, self.audit_share = calibration, false_alarm, audit_share
         self._draw = np.random.default_rng(seed)
-        self._log_capital = {population: np.zeros(len(_SHARES)) for population in POPULATIONS}
+        self._tests = {population: SequentialTest(1 - calibration.epsilon) for population in POPULATIONS}
         self._rows: list[dict] = []
         self._audited: list[pd.DataFrame] = []
         self._n_audited = 0
@@ -121,11 +119,7 @@ class ExitMonitor:
         return pd.DataFrame(rows)
 
     def _note(self, population: str, tokens: int, exited: int, agreed: float, loss: float, seconds: float) -> None:
-        evidence = float("nan")
-        if population in POPULATIONS:
-            allowed, capital = 1 - self.calibration.epsilon, self._log_capital[population]
-            capital += np.log1p(_SHARES / allowed * (min(loss, 1.0) - allowed))
-            evidence = float(np.exp(np.logaddexp.reduce(capital)) / len(capital))
+        evidence = self._tests[population].add(loss) if population in self._tests else float("nan")
         self._rows.append({
             "population": population, "tokens": tokens, "exited": exited, "agreed": agreed, "loss": loss,
             "evidence": evidence, "seconds": seconds,
@@ -146,13 +140,11 @@ def compare_monitors(first: ExitMonitor, second: ExitMonitor, population: str = 
     for measure, (above, below) in {
         "coverage": ("exited", "tokens"), "agreement": ("agreed", "exited"), "seconds_per_token": ("seconds", "tokens"),
     }.items():  # fmt: skip
-        values = [table[above].sum() / table[below].sum() if table[below].sum() else np.nan for table in tables]
-        draw = np.random.default_rng(0)
-        resampled = []
-        for table in tables:
-            chosen = draw.integers(len(table), size=(2000, len(table)))
-            with np.errstate(invalid="ignore"):
-                resampled.append(table[above].to_numpy()[chosen].sum(1) / table[below].to_numpy()[chosen].sum(1))
-        difference = percentile_interval("difference", values[1] - values[0], resampled[1] - resampled[0])
-        rows.append({"measure": measure, "first": values[0], "second": values[1], **difference})
+        pairs = [(table[above].to_numpy(float), table[below].to_numpy(float)) for table in tables]
+        values = [n.sum() / d.sum() if d.sum() else float("nan") for n, d in pairs]
+        difference = ratio_difference_interval(*pairs)
+        names = ("difference", "difference_low", "difference_high")
+        rows.append(
+            {"measure": measure, "first": values[0], "second": values[1], **dict(zip(names, difference, strict=True))}
+        )
     return pd.DataFrame(rows)

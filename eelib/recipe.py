@@ -15,7 +15,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone import Backbone
-from eelib.corpus import Corpus, CorpusConfig, load_corpus
+from eelib.corpus import Corpus, load_corpus
+from eelib.documents import CorpusConfig
 from eelib.errors import EelibError, InvalidInputError
 from eelib.heads import ExitHeads, HeadConfig
 from eelib.lessons import Lessons

@@ -233,14 +233,14 @@ def _attention_of_one_query(
 
     query [row, head, 1, width]; key and value [row, group, position, width], each group shared by some heads.
     """
-    kind, query = query.dtype, query.to(key.dtype)
+    dtype, query = query.dtype, query.to(key.dtype)
     scaling, bias = kwargs.get("scaling"), kwargs.get("position_bias")
     if query.shape[2] != 1 or attention_mask is not None or scaling is None or bias is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0].to(kind), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0].to(dtype), None
     rows, groups, width = key.shape[0], key.shape[1], query.shape[3]
     grouped = query.view(rows, groups, -1, width)
     seen = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
-    return seen.reshape(rows, 1, -1, width).to(kind), None
+    return seen.reshape(rows, 1, -1, width).to(dtype), None
 
 
 AttentionInterface.register(_ATTENTION, _attention_of_one_query)

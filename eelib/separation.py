@@ -111,18 +111,36 @@ def ratio_interval(
     return _interval(pair, lambda n, d, axis: n.sum(axis=axis) / d.sum(axis=axis), resamples, seed)
 
 
+def ratio_difference_interval(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Σ numerators / Σ denominators of the second sample less that of the first, and its 95% interval; the samples are
+    independent of each other. NaN where a denominator is 0."""
+    if not (first[1].sum() and second[1].sum()):
+        return float("nan"), float("nan"), float("nan")
+
+    def difference(i, j, axis):
+        (a, b), (c, d) = first, second
+        return c[j].sum(axis=axis) / d[j].sum(axis=axis) - a[i].sum(axis=axis) / b[i].sum(axis=axis)
+
+    numbers = tuple(np.arange(len(sample[0])) for sample in (first, second))
+    return _interval(numbers, difference, resamples, seed, paired=False)
+
+
 def median_interval(values: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Median of independent values and its 95% percentile-bootstrap interval."""
     return _interval((np.asarray(values, float),), lambda x, axis: np.median(x, axis=axis), resamples, seed)
 
 
-def _interval(data: tuple, statistic: Callable, resamples: int, seed: int) -> tuple[float, float, float]:
+def _interval(
+    data: tuple, statistic: Callable, resamples: int, seed: int, paired: bool = True
+) -> tuple[float, float, float]:
     value = float(statistic(*data, axis=0))
     if len(data[0]) < 2 or all(np.ptp(values) == 0 for values in data):
         return value, value, value
     with np.errstate(invalid="ignore", divide="ignore"):
         interval = stats.bootstrap(
-            data, statistic, paired=True, vectorized=True, axis=0, n_resamples=resamples, method="percentile",
+            data, statistic, paired=paired, vectorized=True, axis=0, n_resamples=resamples, method="percentile",
             random_state=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return value, float(interval.low), float(interval.high)

@@ -6,6 +6,7 @@ from conftest import letters, own_text
 
 import eelib
 from eelib import corpus as corpora
+from eelib import documents
 from eelib.errors import CorpusError, InvalidInputError
 
 CONFIG = eelib.CorpusConfig(documents=160, length=24, batch_size=40, prompt_length=8)
@@ -36,7 +37,7 @@ def test_splits_share_no_document_and_stay(llama, written):
 
 def test_what_counts_is_what_is_said(llama):
     texts = {}
-    for counted in corpora.COUNTED:
+    for counted in documents.COUNTED:
         config = eelib.CorpusConfig(documents=40, length=24, batch_size=40, prompt_length=5, counted=counted)
         texts[counted] = corpora.load_corpus(config, llama, letters())
     # Position 0 holds the opening, so 0 ... 4 say the user's five tokens and the rest is the model's.
@@ -91,7 +92,7 @@ def test_every_third_document_begins_with_a_prompt_made_up_like_those_given(llam
         if t[1 : 1 + len(w)].tolist() == w
     ]
     assert len(where) == 20 and len(set(where)) > 1, "one document each, in any split"
-    monkeypatch.setattr(corpora, "invent_prompts", None)  # not asked again
+    monkeypatch.setattr(documents, "invent_prompts", None)  # not asked again
     again = corpora.load_corpus(config, llama, letters(), tmp_path / "scratch")
     assert all(map(torch.equal, made.train, again.train))
 
@@ -125,7 +126,7 @@ def test_repeated_words_are_found():
 
 
 def test_killed_generation_goes_on_from_its_finished_batches(llama, written, tmp_path, monkeypatch):
-    write_batch, calls = corpora._write_batch, []
+    write_batch, calls = documents._write_batch, []
 
     def dying(*args):
         if len(calls) == 2:
@@ -134,10 +135,10 @@ def test_killed_generation_goes_on_from_its_finished_batches(llama, written, tmp
         return write_batch(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(corpora, "_write_batch", dying)
+        patch.setattr(documents, "_write_batch", dying)
         corpora.load_corpus(CONFIG, llama, letters(), scratch=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    monkeypatch.setattr(corpora, "_write_batch", lambda *a: calls.append(1) or write_batch(*a))
+    monkeypatch.setattr(documents, "_write_batch", lambda *a: calls.append(1) or write_batch(*a))
     again = corpora.load_corpus(CONFIG, llama, letters(), scratch=tmp_path)
     assert len(calls) == 4 and all(map(torch.equal, again.train, written.train))
 
