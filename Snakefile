@@ -31,7 +31,7 @@ def figures(*names):
 
 CORPORA = artefacts("corpora", "corpus.json", "train.parquet", "calibration.parquet", "test.parquet")
 HEADS = artefacts("heads", "model.safetensors", "config.json", "README.md")
-TRACES = artefacts("traces", "calibration.parquet", "test.parquet")
+TRACES = artefacts("traces", "calibration.parquet", "test.parquet", "others.parquet")
 CALIBRATION_TRACES = TRACES[:1]
 
 # notebook: (what it needs, what it makes); those of FULL take longer and run in `make paper-full` only
@@ -40,7 +40,7 @@ NOTEBOOKS = {
     "01_train_heads": ([], CORPORA + HEADS + artefacts("results", "training.parquet") + figures("01_training")),
     "02_confidence": (
         HEADS + CORPORA,
-        TRACES + figures("02_densities", "02_roc", "02_risk_coverage", "02_auroc"),
+        TRACES + artefacts("results", "separation.parquet") + figures("02_densities", "02_roc", "02_risk_coverage", "02_auroc"),
     ),
     "03_calibration": (TRACES, artefacts("results", "calibration.parquet") + figures("03_calibration")),
     "04_speed_accuracy": (

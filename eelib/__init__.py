@@ -8,7 +8,7 @@ from importlib import import_module
 _HOMES = {
     "backbone": ["Backbone"],
     "calibration": ["Calibration", "calibrate"],
-    "confidence": ["METRICS"],
+    "confidence": ["METRICS", "known_metrics", "register_metric"],
     "corpus": ["Corpus", "load_corpus"],
     "decoding": ["DecodingOutput", "DecodingStats", "custom_generate", "generate"],
     "documents": ["CorpusConfig"],

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone import Backbone, pad
 from eelib.chat import as_prompt
-from eelib.confidence import METRICS, confidence
+from eelib.confidence import confidence, known_metrics
 from eelib.errors import FetchError, InvalidInputError
 from eelib.heads import ExitHeads
 from eelib.workspace import PROJECT
@@ -137,7 +137,7 @@ def _score(backbone: Backbone, heads: ExitHeads, depth: int, hidden: Tensor, tar
     for states, tokens in zip(hidden.split(1024), target.split(1024), strict=True):
         if depth == backbone.n_blocks:
             wide = backbone.unembed(states)
-            scores = {metric: torch.full(tokens.shape, float("inf")) for metric in METRICS}
+            scores = {metric: torch.full(tokens.shape, float("inf")) for metric in known_metrics()}
         else:
             wide, narrow = heads.full_logits(depth, states), heads.logits(depth, states)
             declined = heads.tokens(narrow) < 0

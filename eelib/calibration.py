@@ -1,12 +1,15 @@
 """Calibration: from traces and a target ε to a threshold per head."""
 
+import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from eelib.confidence import check_thresholds
 from eelib.errors import InvalidInputError
 from eelib.exits import TARGETS, HeadScores
 from eelib.risk import ThresholdPath, control_risk
@@ -25,6 +28,11 @@ class Calibration:
     table: per head its depth, threshold, and on the calibration text coverage (share of tokens that exit there) and
         exit_agreement; for `empirical`, which takes heads as independent, as if each were the only one.
     p_value, tested_on: for `risk`, of the last thresholds accepted (else the first tried), and on how many sequences.
+    heads: fingerprint of the heads, and with them of the backbone, that the traces are of; decoding with others is
+        refused. None where the traces do not say.
+
+    Raises:
+        InvalidInputError: values that no calibration can have.
     """
 
     depths: tuple[int, ...]
@@ -37,26 +45,66 @@ class Calibration:
     table: pd.DataFrame
     p_value: float | None = None
     tested_on: int | None = None
+    heads: str | None = None
+
+    def __post_init__(self):
+        _check_promise(self.epsilon, self.method, self.target)
+        if len(self.thresholds) != len(self.depths):
+            raise InvalidInputError(
+                f"{len(self.thresholds)} thresholds for heads at depths {list(self.depths)}: expected one, or None, "
+                "a head."
+            )
+        if not all(t is None or (isinstance(t, float) and math.isfinite(t)) for t in self.thresholds):
+            raise InvalidInputError(f"thresholds={list(self.thresholds)}: expected finite numbers or None.")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that the calibration says. To be kept where whoever can change the file cannot change it."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self, path: str | Path) -> None:
-        """Writes all of it to one JSON file, whole or not at all."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "table"}
-        content["table"] = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
+        """Writes all of it and its digest to one JSON file, whole or not at all."""
         with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.write_text(json.dumps(self._content() | {"digest": self.digest}, indent=2) + "\n")
 
     @classmethod
-    def from_json(cls, path: str | Path) -> "Calibration":
-        """Raises InvalidInputError where the file is not a calibration."""
+    def from_json(cls, path: str | Path, digest: str | None = None) -> "Calibration":
+        """What `to_json` wrote.
+
+        Args:
+            digest: the one expected, from a source that is trusted. The digest inside the file shows accidents only:
+                whoever changes the thresholds can change it, too.
+
+        Raises:
+            InvalidInputError: no calibration, one that was changed, another one than expected, or thresholds that the
+                metric's scores cannot reach.
+        """
         try:
             content = json.loads(Path(path).read_text())
-            table = pd.DataFrame(content.pop("table"))
+            inside, table = content.pop("digest"), pd.DataFrame(content.pop("table"))
             lists = {name: tuple(content.pop(name)) for name in ("depths", "thresholds")}
-            return cls(**lists, **content, table=table)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = cls(**lists, **content, table=table)
+            check_thresholds(found.metric, found.thresholds)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(f"{path} holds no calibration: {error!r}. `Calibration.to_json` writes one.") from (
                 error
             )
+        if found.digest != inside:
+            raise InvalidInputError(
+                f"{path} was changed after it was written: its digest does not fit. Calibrate anew."
+            )
+        if digest is not None and found.digest != digest:
+            raise InvalidInputError(
+                f"{path} is another calibration than expected: its digest is {found.digest[:12]}, not {digest[:12]}."
+            )
+        return found
+
+    def _content(self) -> dict:
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "table"}
+        table = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
+        return content | {"table": table}
 
 
 def calibrate(
@@ -96,11 +144,7 @@ def calibrate(
         InvalidInputError: ε or δ outside (0, 1), an unknown metric, method or target, or traces that are none.
         CorpusError: empty traces, or for `risk` fewer than two sequences.
     """
-    check_epsilon(epsilon)
-    if method not in METHODS:
-        raise InvalidInputError(f"Unknown calibration method {method!r}: expected one of {', '.join(METHODS)}.")
-    if target not in TARGETS:
-        raise InvalidInputError(f"Unknown target {target!r}: expected one of {', '.join(TARGETS)}.")
+    _check_promise(epsilon, method, target)
     if method != "risk" and (delta is not None or path is not None):
         raise InvalidInputError(f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path.")
     if method == "risk" and not (isinstance(delta, float) and 0 < delta < 1):
@@ -115,7 +159,8 @@ def calibrate(
         "depth": tokens.depths, "threshold": thresholds, "coverage": exited / len(left),
         "exit_agreement": [a / n if n else None for a, n in zip(agreed, exited, strict=True)],
     })  # fmt: skip
-    return Calibration(tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence)
+    of = traces.attrs.get("heads")
+    return Calibration(tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence, heads=of)
 
 
 def find_thresholds(
@@ -128,11 +173,13 @@ def find_thresholds(
     return tuple(_fitted(tokens, target, epsilon, in_order=method == "cascade")), None, None
 
 
-def check_epsilon(epsilon: float) -> float:
-    """ε, if it is a share strictly between 0 and 1. Raises InvalidInputError otherwise."""
+def _check_promise(epsilon: float, method: str, target: str) -> None:
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise InvalidInputError(f"epsilon={epsilon!r}: expected a target agreement between 0 and 1, such as 0.9.")
-    return epsilon
+    if method not in METHODS:
+        raise InvalidInputError(f"Unknown calibration method {method!r}: expected one of {', '.join(METHODS)}.")
+    if target not in TARGETS:
+        raise InvalidInputError(f"Unknown target {target!r}: expected one of {', '.join(TARGETS)}.")
 
 
 def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:

@@ -1,6 +1,7 @@
-"""How sure a head is: confidence metrics from one pass over its logits, all oriented so that larger = surer."""
+"""How sure a head is: confidence metrics from one pass over its logits, oriented so that larger = more confident."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,36 +10,90 @@ from torch import Tensor
 from eelib.errors import InvalidInputError
 
 METRICS = ("entropy", "max_prob", "margin", "max_logit", "margin_logit")
-"""Known metrics, in the order of the paper's four (arXiv 2407.21082); `margin_logit` is kept for comparison.
+"""The built-in metrics, in the order of the paper's four (arXiv 2407.21082); `margin_logit` is kept for comparison.
 
 entropy: -H(p) in nats; max_prob: p(1); margin: p(1) - p(2); max_logit: z(1); margin_logit: z(1) - z(2), where z are
 the logits, p their softmax, (1) and (2) the two largest.
 """
 
-AXIS_LABELS = {
-    "entropy": "entropy: −H(p) [nats]",
-    "max_prob": "max_prob: p(1)",
-    "margin": "margin: p(1) − p(2)",
-    "max_logit": "max_logit: z(1)",
-    "margin_logit": "margin_logit: z(1) − z(2)",
+Score = Callable[[Float[Tensor, "... classes"]], Float[Tensor, "..."]]
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """label: what axes say. low, high: where its scores lie. score: of a metric that is not built in."""
+
+    label: str
+    low: float = -float("inf")
+    high: float = float("inf")
+    score: Score | None = None
+
+
+_KNOWN = {
+    "entropy": _Metric("entropy: −H(p) [nats]", high=0.0),  # the negative of the entropy, so that larger is surer
+    "max_prob": _Metric("max_prob: p(1)", 0.0, 1.0),
+    "margin": _Metric("margin: p(1) − p(2)", 0.0, 1.0),
+    "max_logit": _Metric("max_logit: z(1)"),
+    "margin_logit": _Metric("margin_logit: z(1) − z(2)", 0.0),
 }
-"""What axes say of each metric; `entropy` holds the negative of the entropy, so that larger is surer."""
+
+
+def known_metrics() -> tuple[str, ...]:
+    """The names of all metrics: those built in, then those registered."""
+    return tuple(_KNOWN)
+
+
+def register_metric(
+    name: str, score: Score, *, label: str | None = None, low: float = -float("inf"), high: float = float("inf")
+) -> None:
+    """Makes a metric of your own known: traces, benchmarks and `Confidence` then compute it beside the others.
+
+    Args:
+        name: a new name. Registering it again replaces the function, as when a notebook's cell is run twice.
+        score: from a head's raw logits [..., classes], float32 or float64, to one score [...]; larger = more
+            confident. With a draft vocabulary the last class is "other".
+        label: what axes of figures say; the name by default.
+        low, high: between which the scores lie; a calibration file whose thresholds lie elsewhere is refused.
+
+    Raises:
+        InvalidInputError: the name is a built-in metric's, or none that a column of traces can have.
+    """
+    if name in METRICS or not name.isidentifier():
+        raise InvalidInputError(f"register_metric({name!r}): expected an identifier that no built-in metric has.")
+    _KNOWN[name] = _Metric(label or name, low, high, score)
 
 
 def check_metric(metric: str) -> str:
     """The metric's name, if it is known. Raises InvalidInputError otherwise."""
-    if metric not in METRICS:
-        raise InvalidInputError(f"Unknown metric {metric!r}: expected one of {', '.join(METRICS)}.")
+    if metric not in _KNOWN:
+        raise InvalidInputError(
+            f"Unknown metric {metric!r}: expected one of {', '.join(_KNOWN)}, or register_metric makes yours known."
+        )
     return metric
 
 
+def axis_label(metric: str) -> str:
+    """What axes say of a metric. A column of traces that is no metric is called by its name."""
+    return _KNOWN[metric].label if metric in _KNOWN else metric
+
+
+def check_thresholds(metric: str, thresholds: Sequence[float | None]) -> None:
+    """Raises InvalidInputError for thresholds that no score of the metric can be near; rounding is forgiven."""
+    known = _KNOWN[check_metric(metric)]
+    outside = [t for t in thresholds if t is not None and not known.low - 1e-3 <= t <= known.high + 1e-3]
+    if outside:
+        raise InvalidInputError(
+            f"Thresholds {outside} of {metric}: its scores lie between {known.low:g} and {known.high:g}."
+        )
+
+
 def confidence(
-    logits: Float[Tensor, "... classes"], metrics: Sequence[str] = METRICS
+    logits: Float[Tensor, "... classes"], metrics: Sequence[str] | None = None
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Scores of each metric, in float32 (float64 for float64 logits). Larger = more confident.
+    """Scores of each metric (None: of all that are known), in float32 (float64 for float64 logits).
 
     Raises:
-        InvalidInputError: an unknown metric.
+        InvalidInputError: an unknown metric, or a registered one that does not give one score a row.
     """
     z = logits if logits.dtype == torch.float64 else logits.float()
     top = z.topk(2, dim=-1).values
@@ -51,4 +106,15 @@ def confidence(
         "max_logit": lambda: top[..., 0],
         "margin_logit": lambda: top[..., 0] - top[..., 1],
     }
-    return {check_metric(metric): compute[metric]() for metric in metrics}
+    chosen = known_metrics() if metrics is None else [check_metric(metric) for metric in metrics]
+    return {metric: compute[metric]() if metric in compute else _registered(metric, z) for metric in chosen}
+
+
+def _registered(metric: str, z: Tensor) -> Tensor:
+    score = _KNOWN[metric].score(z)
+    if not isinstance(score, Tensor) or score.shape != z.shape[:-1]:
+        found = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise InvalidInputError(
+            f"The metric {metric!r} gave {found} for logits {list(z.shape)}: expected {list(z.shape[:-1])}."
+        )
+    return score.to(z.dtype)

@@ -144,6 +144,7 @@ class _Session:
         if heads is not None and heads.backbone is not self.backbone:
             raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
         n_blocks = self.backbone.n_blocks
+        policy.check(heads)
         head_depths = heads.depths if heads is not None else tuple(range(1, n_blocks))
         self.cuts = tuple(depth for depth in policy.cuts(head_depths) if depth != n_blocks)
         own = [depth for depth in self.cuts if heads is None or depth not in heads.depths]

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from eelib.confidence import check_metric
 from eelib.errors import CorpusError, InvalidInputError
 
 TARGETS = ("exit_agreement", "output_agreement")
@@ -29,9 +28,14 @@ class HeadScores:
 
     @classmethod
     def of(cls, traces: pd.DataFrame, metric: str) -> "HeadScores":
-        """Raises InvalidInputError for an unknown metric, scores that are NaN, or heads whose rows are not of the same
-        tokens in the same order; CorpusError for empty traces."""
-        check_metric(metric)
+        """metric: one of the traces' metrics, or another column of scores.
+
+        Raises InvalidInputError for an unknown metric, scores that are NaN, or heads whose rows are not of the same
+        tokens in the same order; CorpusError for empty traces.
+        """
+        if metric not in traces or not pd.api.types.is_float_dtype(traces[metric]):
+            scores = [name for name, values in traces.items() if pd.api.types.is_float_dtype(values)]
+            raise InvalidInputError(f"Unknown metric {metric!r}: expected one of {', '.join(scores)}.")
         if traces.empty:
             raise CorpusError("No traces to calibrate on.")
         depths, tables = zip(*traces.groupby("depth"), strict=True)
@@ -52,10 +56,11 @@ class HeadScores:
         return int(self.sequence.max()) + 1
 
     def of_sequences(self, chosen: Int[np.ndarray, " sequence"]) -> "HeadScores":
-        """The tokens of some of the sequences, which are numbered anew."""
-        kept = np.isin(self.sequence, chosen)
-        numbers = np.unique(self.sequence[kept], return_inverse=True)[1]
-        return HeadScores(self.depths, self.scores[kept], self.agrees[kept], numbers)
+        """The tokens of some of the sequences, each as often as it is chosen, numbered anew in that order."""
+        order, lengths = np.argsort(self.sequence, kind="stable"), np.bincount(self.sequence)
+        first, n = (np.cumsum(lengths) - lengths)[chosen], lengths[chosen]
+        rows = order[np.repeat(first - (np.cumsum(n) - n), n) + np.arange(n.sum())]
+        return HeadScores(self.depths, self.scores[rows], self.agrees[rows], np.repeat(np.arange(len(n)), n))
 
     def passed(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:
         """Which heads would let a token out if they saw it."""

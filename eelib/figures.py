@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eelib.confidence import METRICS
+from eelib.confidence import known_metrics
 from eelib.workspace import written_whole
 
 COLUMN, PAGE = 3.25, 5.5
@@ -19,8 +19,6 @@ COLUMN, PAGE = 3.25, 5.5
 PALETTE = sns.color_palette("colorblind")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-METRIC_STYLE = {m: {"color": PALETTE[i], "linestyle": LINES[i]} for i, m in enumerate(METRICS)}
-"""Colour and dash of each metric, the same in every figure: nobody must tell lines apart by colour alone."""
 
 
 def use_style() -> None:
@@ -33,6 +31,15 @@ def use_style() -> None:
         "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
         "svg.hashsalt": "eelib",
     }  # fmt: skip
+
+
+def metric_style(metric: str) -> dict:
+    """Colour and dash of a metric, the same in every figure: nobody must tell lines apart by colour alone. A column of
+    traces that is no metric (`combined`) is drawn in grey."""
+    if metric not in known_metrics():
+        return {"color": "0.35", "linestyle": LINES[-1]}
+    i = known_metrics().index(metric)
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": LINES[i % len(LINES)]}
 
 
 def depth_style(depths: Sequence[int]) -> dict[int, dict]:

@@ -1,5 +1,6 @@
 """Early-exit heads: from the hidden state at a depth to logits over the vocabulary, or over the drafted part of it."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -72,6 +73,7 @@ class ExitHeads(nn.Module):
         backbone.check_depths(config.depths)
         self.config = config
         self.training_record: dict = {}
+        self._fingerprint: tuple[list, str] = ([], "")
         self._of = (backbone, model)  # in a tuple, so that the model's weights are not registered as the heads' own
         hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
         with torch.random.fork_rng(devices=[]):
@@ -137,6 +139,18 @@ class ExitHeads(nn.Module):
         """`own`: parameters the heads add in memory, the copied unembedding rows included; `trained`: those trained."""
         trained = sum(p.numel() for p in self.parameters())
         return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.numel())}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the backbone's fingerprint and all that the heads are, the same for each dtype."""
+        tensors = self.state_dict()
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
+        if self._fingerprint[0] != state:  # hashing takes longer than a token
+            digest = hashlib.sha256((self.backbone.fingerprint() + json.dumps(asdict(self.config))).encode())
+            for name, tensor in sorted(tensors.items()):
+                values = tensor.to(torch.bfloat16).view(torch.int16) if tensor.is_floating_point() else tensor
+                digest.update(name.encode() + values.cpu().numpy().tobytes())
+            self._fingerprint = state, digest.hexdigest()
+        return self._fingerprint[1]
 
     def logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... classes"]:
         """What the head at `depth` says of states that have passed `depth` blocks: raw logits over its classes."""

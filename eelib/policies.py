@@ -15,6 +15,7 @@ from torch import Tensor
 from eelib.calibration import Calibration
 from eelib.confidence import check_metric, confidence
 from eelib.errors import HeadsError, InvalidInputError
+from eelib.heads import ExitHeads
 
 
 class Policy:
@@ -31,6 +32,9 @@ class Policy:
             HeadsError: the heads given do not fit the policy.
         """
         return ()
+
+    def check(self, heads: ExitHeads | None) -> None:
+        """Raises HeadsError where these are not the heads that the policy was made for."""
 
     def start(self, prompt: Int[Tensor, "1 position"], head_depths: Sequence[int]) -> Any:
         """The state of one call."""
@@ -149,7 +153,8 @@ class Confidence(Policy):
     metric: the score.
     thresholds: one a head, in the order of their depths; `None` = that head is never asked.
     max_draft: drafts per round at most. A round ends sooner where no head is sure.
-    depths: the heads' depths, where known, so that thresholds cannot be used with other heads.
+    depths: the heads' depths, where known, so that thresholds cannot be used at others.
+    heads: the fingerprint of the heads that the thresholds were calibrated for, where known; others are refused.
     back_off: whether rounds begin short, double while all drafts are accepted, and stop for 1, 3, 7, ... rounds after
         the second, third, fourth, ... round in a row of which nothing was accepted. Confident heads that are wrong then
         cost little. Without it every round may draft `max_draft` tokens, as in the paper.
@@ -160,6 +165,7 @@ class Confidence(Policy):
     max_draft: int = 16
     depths: tuple[int, ...] | None = None
     back_off: bool = True
+    heads: str | None = None
 
     def __post_init__(self):
         check_metric(self.metric)
@@ -172,7 +178,18 @@ class Confidence(Policy):
     @classmethod
     def from_calibration(cls, calibration: Calibration, max_draft: int = 16, back_off: bool = True) -> "Confidence":
         """The policy that uses a calibration's metric and thresholds."""
-        return cls(calibration.metric, calibration.thresholds, max_draft, calibration.depths, back_off)
+        given = calibration.metric, calibration.thresholds, max_draft, calibration.depths, back_off
+        return cls(*given, heads=calibration.heads)
+
+    def check(self, heads):
+        if self.heads is None:
+            return
+        found = None if heads is None else heads.fingerprint()
+        if found != self.heads:
+            raise HeadsError(
+                f"These thresholds were calibrated for the heads with fingerprint {self.heads[:12]}, not for "
+                f"{'a model without heads' if found is None else found[:12]}: calibrate anew on traces of these heads."
+            )
 
     def cuts(self, head_depths):
         if len(self.thresholds) != len(head_depths):

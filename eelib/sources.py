@@ -8,14 +8,37 @@ from eelib.errors import CorpusError
 from eelib.workspace import PROJECT
 
 
+def _hellaswag() -> Iterator[str]:
+    file = PROJECT / "data" / "benchmarks" / "hellaswag.jsonl"
+    if not file.is_file():
+        raise CorpusError(f"No benchmark cases at {file}: run `make paper` or `python -m eelib.offline` once.")
+    for line in file.read_text().splitlines():
+        case = json.loads(line)
+        yield f"{case['ctx']} {case['endings'][case['expected_index']]}"
+
+
+def _pydoc() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    yield from topics.values()
+
+
+PACKAGED = {"hellaswag": _hellaswag, "pydoc": _pydoc}
+"""Text of other kinds than a model's own that needs no download, by name: hellaswag, what people do every day, in 100
+short paragraphs (contexts with their right endings); pydoc, Python's reference by topic, with examples of code."""
+
+
 def read_documents(source: str) -> Iterator[str]:
-    """The documents of a .jsonl file with a field "text", of a .txt file with blank lines between them, or of a dataset
-    that `datasets.load_dataset` knows (a Hub id or a folder), streamed. A relative path is seen from the working folder
-    and, failing that, from the project.
+    """The documents of a packaged source (`PACKAGED`), of a .jsonl file with a field "text", of a .txt file with blank
+    lines between them, or of a dataset that `datasets.load_dataset` knows (a Hub id or a folder), streamed. A relative
+    path is seen from the working folder and, failing that, from the project.
 
     Raises:
         CorpusError: it cannot be read, or holds something else.
     """
+    if source in PACKAGED:
+        yield from PACKAGED[source]()
+        return
     path = next((path for path in (Path(source), PROJECT / source) if path.is_file()), Path(source))
     if path.suffix == ".jsonl" and path.is_file():
         for number, line in enumerate(path.read_text().splitlines(), start=1):

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from eelib.backbone import Backbone, pad
-from eelib.confidence import METRICS, confidence
+from eelib.confidence import confidence, known_metrics
 from eelib.errors import CorpusError
 from eelib.heads import ExitHeads
 
@@ -27,7 +27,8 @@ def record_traces(
 
     Columns: sequence; position (the token read there; the head predicts position + 1); head; depth; one per metric
     (where "other" leads, the head declines: -inf, which no threshold lets pass); agrees (the head's token is the
-    model's); head_token (-1 where it declines); teacher_token.
+    model's); head_token (-1 where it declines); teacher_token. `attrs["heads"]` is the heads' fingerprint, which a
+    calibration takes over.
 
     Args:
         sequences: 1-D LongTensors, one a document; fed as they are, so drafts never condition on drafts.
@@ -53,14 +54,16 @@ def record_traces(
             tables.append(table.assign(head=head, depth=depth))
     traces = pd.concat(tables, ignore_index=True)
     traces["agrees"] = traces.head_token == traces.teacher_token
-    order = ["sequence", "position", "head", "depth", *METRICS, "agrees", "head_token", "teacher_token"]
-    return traces[order].sort_values(["sequence", "position", "head"], ignore_index=True)
+    order = ["sequence", "position", "head", "depth", *known_metrics(), "agrees", "head_token", "teacher_token"]
+    traces = traces[order].sort_values(["sequence", "position", "head"], ignore_index=True)
+    traces.attrs["heads"] = heads.fingerprint()
+    return traces
 
 
-def _read(heads: ExitHeads, depth: int, hidden: Tensor, rows: int = 1024) -> dict[str, Tensor]:
-    """Scores and token of one head for states [token, hidden], a chunk at a time to bound the memory."""
+def _read(heads: ExitHeads, depth: int, hidden: Tensor, classes: int = 2**26) -> dict[str, Tensor]:
+    """Scores and token of one head for states [token, hidden], so many logits at a time, to bound the memory."""
     chunks = []
-    for part in hidden.split(rows):
+    for part in hidden.split(max(1, classes // heads.backbone.vocab_size)):
         logits = heads.logits(depth, part)
         tokens = heads.tokens(logits)
         scores = {m: s.masked_fill(tokens < 0, float("-inf")).float() for m, s in confidence(logits).items()}

@@ -1,12 +1,17 @@
+import hashlib
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import prompts, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 import eelib
 from eelib.calibration import achieved
-from eelib.errors import CorpusError, InvalidInputError
+from eelib.errors import CorpusError, HeadsError, InvalidInputError
 
 
 def traces_of(scores, agrees, depth=2, sequence=0):
@@ -77,11 +82,13 @@ def test_tokens_pass_the_heads_in_order():
 
 def test_saved_and_loaded(tmp_path):
     traces = pd.concat([traces_of([0.9, 0.2], [True, False]), traces_of([0.9, 0.2], [False, False], depth=4)])
+    traces["entropy"] -= 1
     found = eelib.calibrate(traces, "entropy", 0.8)
     found.to_json(tmp_path / "c.json")
     loaded = eelib.Calibration.from_json(tmp_path / "c.json")
-    assert (loaded.thresholds, loaded.depths, loaded.epsilon) == ((0.9, None), (2, 4), 0.8)
-    assert eelib.Confidence.from_calibration(loaded).thresholds == (0.9, None)
+    assert (loaded.thresholds, loaded.depths, loaded.epsilon) == ((pytest.approx(-0.1), None), (2, 4), 0.8)
+    assert eelib.Confidence.from_calibration(loaded).thresholds == loaded.thresholds
+    assert loaded.digest == found.digest
     (tmp_path / "bad.json").write_text("{}")
     for name in ("bad.json", "missing.json"):
         with pytest.raises(InvalidInputError, match="holds no calibration"):
@@ -105,3 +112,75 @@ def test_other_bad_input():
         eelib.Confidence("entropy", (float("nan"),))
     with pytest.raises(InvalidInputError):
         eelib.Confidence("certainty", (0.5,))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A calibration file, and a function that writes it changed: with a digest that fits, or as an accident would."""
+    found = eelib.calibrate(traces_of([0.9, 0.8, 0.2], [True, True, False]), "max_prob", 0.8)
+    found.to_json(tmp_path / "c.json")
+
+    def change(fitting=True, **changes):
+        content = json.loads((tmp_path / "c.json").read_text()) | changes
+        if fitting:  # whoever can write the file can write its digest
+            rest = {name: value for name, value in content.items() if name != "digest"}
+            content["digest"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        (tmp_path / "changed.json").write_text(json.dumps(content))
+        return tmp_path / "changed.json"
+
+    return found, change
+
+
+def test_a_changed_file_is_refused_and_a_forged_one_by_the_digest_expected(saved):
+    found, change = saved
+    with pytest.raises(InvalidInputError, match="changed after it was written"):
+        eelib.Calibration.from_json(change(fitting=False, thresholds=[0.0]))
+    forged = change(thresholds=[0.0])
+    assert eelib.Calibration.from_json(forged).thresholds == (0.0,), "the file alone cannot tell"
+    with pytest.raises(InvalidInputError, match="another calibration than expected"):
+        eelib.Calibration.from_json(forged, digest=found.digest)
+    assert eelib.Calibration.from_json(change(), digest=found.digest).thresholds == found.thresholds
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"thresholds": [float("nan")]}, "finite numbers or None"),
+        ({"thresholds": [float("-inf")]}, "finite numbers or None"),
+        ({"thresholds": ["0.5"]}, "finite numbers or None"),
+        ({"thresholds": [True]}, "finite numbers or None"),
+        ({"thresholds": [-0.5]}, "lie between 0 and 1"),
+        ({"thresholds": [0.5, 0.5]}, "2 thresholds for heads at depths"),
+        ({"thresholds": []}, "0 thresholds"),
+        ({"metric": "max_logits"}, "Unknown metric"),
+        ({"metric": "entropy"}, "lie between -inf and 0"),
+        ({"epsilon": 1.5}, "epsilon=1.5"),
+        ({"epsilon": None}, "epsilon=None"),
+        ({"method": "hope"}, "Unknown calibration method"),
+        ({"target": "all"}, "Unknown target"),
+        ({"more": 1}, "holds no calibration"),
+        ({"table": 3}, "holds no calibration"),
+    ],
+)
+def test_values_that_no_calibration_has(saved, changes, message):
+    with pytest.raises(InvalidInputError, match=message):
+        eelib.Calibration.from_json(saved[1](**changes))
+
+
+def test_a_calibration_is_for_the_heads_that_its_traces_are_of(tmp_path):
+    model = tiny_model("llama")
+    heads = eelib.ExitHeads.init(model, [2, 4], "mlp")
+    traces = eelib.record_traces(model, heads, [p[0] for p in prompts(4)])
+    calibration = eelib.calibrate(traces, "margin", 0.01)
+    assert calibration.heads == heads.fingerprint()
+    policy = eelib.Confidence.from_calibration(calibration)
+    eelib.generate(model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=4)
+
+    heads.save_pretrained(tmp_path)
+    same = eelib.ExitHeads.from_pretrained(tmp_path, tiny_model("llama").to(torch.bfloat16))
+    assert same.fingerprint() == heads.fingerprint(), "the same in another dtype"
+    with torch.no_grad():
+        next(heads.parameters()).add_(0.1)
+    for others in (heads, None):
+        with pytest.raises(HeadsError, match="calibrate anew"):
+            eelib.generate(model, prompts(1)[0], heads=others, policy=policy, max_new_tokens=4)

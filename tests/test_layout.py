@@ -10,8 +10,8 @@ from eelib.workspace import PROJECT
 ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
     "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports training recipe "
-    "traces separation bounds exits risk calibration synthetic policies sampling options decoding monitor cost "
-    "planning lossless comparison benchmarks figures batch"
+    "traces combined separation bounds exits risk calibration violations policies sampling options decoding monitor "
+    "cost planning lossless comparison benchmarks figures batch"
 ).split()
 
 

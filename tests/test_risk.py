@@ -127,7 +127,7 @@ def test_output_agreement_holds_on_the_calibration_text(seed, epsilon, method):
 
 
 def test_risk_saved_and_loaded(tmp_path):
-    found = eelib.calibrate(drawn(60), "margin", 0.7, "risk", 0.1, "output_agreement")
+    found = eelib.calibrate(drawn(60), "max_logit", 0.7, "risk", 0.1, "output_agreement")
     found.to_json(tmp_path / "c.json")
     loaded = eelib.Calibration.from_json(tmp_path / "c.json")
     assert (loaded.method, loaded.target, loaded.delta) == ("risk", "output_agreement", 0.1)
