@@ -42,7 +42,8 @@ NOTEBOOKS = {
         HEADS + CORPORA,
         TRACES + artefacts("results", "separation.parquet") + figures("02_densities", "02_roc", "02_risk_coverage", "02_auroc"),
     ),
-    "03_calibration": (TRACES, artefacts("results", "calibration.parquet") + figures("03_calibration")),
+    "03_calibration": (TRACES, artefacts("results", "calibration.parquet", "violations.parquet")
+        + figures("03_calibration", "03_violations", "03_shift")),
     "04_speed_accuracy": (
         HEADS + CALIBRATION_TRACES,
         artefacts("results", "speed_accuracy.parquet") + figures("04_accuracy", "04_speed"),
@@ -55,6 +56,10 @@ NOTEBOOKS = {
 
 FULL = {
     "06_heads": (CORPORA, artefacts("results", "heads.parquet") + figures("06_cost", "06_tokens")),
+    "07_robustness": (
+        HEADS + TRACES,
+        artefacts("results", "robustness.parquet") + figures("07_attacks", "07_monitor"),
+    ),
 }
 
 unknown = set(config.get("parameters") or {}) - set(NOTEBOOKS | FULL)

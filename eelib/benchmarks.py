@@ -52,11 +52,18 @@ def question_prompts(
     tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, folder: str | Path = PROJECT / "data" / "benchmarks"
 ) -> list[Int[Tensor, "1 position"]]:
     """GSM8K questions number skip, ..., skip + n - 1 as prompts: chat turns where the tokenizer has a template."""
+    return [as_prompt(text, tokenizer) for text in question_texts(tokenizer, n, skip, folder)]
+
+
+def question_texts(
+    tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, folder: str | Path = PROJECT / "data" / "benchmarks"
+) -> list[str]:
+    """The same as words, for a user's turn or, without a template, as the text to go on with."""
     rows = _rows("gsm8k", folder)
     if skip + n > len(rows):
         raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there.")
     template = "{}" if tokenizer.chat_template else "Question: {}\nAnswer:"
-    return [as_prompt(template.format(row["prompt"]), tokenizer) for row in rows[skip : skip + n]]
+    return [template.format(row["prompt"]) for row in rows[skip : skip + n]]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from scipy import stats
 from eelib.errors import InvalidInputError
 
 _BETS = np.linspace(0.05, 1.0, 20)  # below 1, so that a loss of 1 does not ruin a bet for any alpha
+_AGAINST = np.linspace(0.05, 0.95, 19)  # times 1 / alpha, so that a loss of 0 does not
 
 
 def betting(losses: np.ndarray, alpha: float) -> float:
@@ -54,13 +55,34 @@ class SequentialTest:
     def __init__(self, alpha: float):
         if not 0 < alpha < 1:
             raise InvalidInputError(f"alpha={alpha}: expected a risk between 0 and 1.")
-        self.alpha, self._bets = alpha, np.linspace(0.05, 0.95, 19) / alpha
+        self.alpha, self._bets = alpha, _AGAINST / alpha
         self._log_capital = np.zeros(len(self._bets))
 
     def add(self, loss: float) -> float:
         """Takes in one loss and returns the average capital."""
         self._log_capital += np.log1p(self._bets * (loss - self.alpha))
         return float(np.exp(np.logaddexp.reduce(self._log_capital)) / len(self._bets))
+
+
+def alarm_times(
+    losses: np.ndarray,
+    alpha: float,
+    *,
+    false_alarm: float,
+    runs: int = 1000,
+    sequences: int = 300,
+    seed: int = 0,
+) -> np.ndarray:
+    """At which of so many sequences, drawn with replacement from those with these losses, a `SequentialTest` raises the
+    alarm; inf in runs where it does not. [run]"""
+    losses, draw = _checked(losses, alpha), np.random.default_rng(seed)
+    capital, found = np.zeros((runs, len(_AGAINST))), np.full(runs, np.inf)
+    for number in range(1, sequences + 1):
+        drawn = draw.choice(losses, runs)
+        capital += np.log1p(_AGAINST / alpha * (drawn[:, None] - alpha))
+        raised = np.logaddexp.reduce(capital, axis=1) >= np.log(len(_AGAINST) / false_alarm)
+        found[raised & np.isinf(found)] = number
+    return found
 
 
 def _checked(losses: np.ndarray, alpha: float) -> np.ndarray:

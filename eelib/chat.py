@@ -1,10 +1,13 @@
-"""How a model is spoken to: turns of its chat template, or, where it has none, plain text."""
+"""How a model is spoken to, and answers: in turns of its chat template, or, where it has none, in plain text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.errors import CorpusError
 
@@ -53,3 +56,34 @@ def as_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "1 p
         return tokenizer(text, return_tensors="pt").input_ids
     turn = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt").input_ids
+
+
+@torch.no_grad()
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> tuple[list[Int[Tensor, " position"]], list[Bool[Tensor, " position"]]]:
+    """The model's greedy answers to several texts, each asked by itself.
+
+    Returns:
+        The prompts with their answers, up to the token that ends them; and for each which positions count: those whose
+        next token is the model's, but for the last, which has no next token here.
+    """
+    sequences, spoken = [], []
+    for start in range(0, len(texts), batch_size):
+        prompts = [as_prompt(text, tokenizer)[0] for text in texts[start : start + batch_size]]
+        width = max(map(len, prompts))
+        padded = torch.stack([F.pad(prompt, (width - len(prompt), 0)) for prompt in prompts])
+        mask = torch.stack([torch.arange(width) >= width - len(prompt) for prompt in prompts]).long()
+        given = {"input_ids": padded.to(model.device), "attention_mask": mask.to(model.device)}
+        out = model.generate(**given, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0)
+        for prompt, row in zip(prompts, out[:, width:].tolist(), strict=True):
+            end = next((i + 1 for i, token in enumerate(row) if token == tokenizer.eos_token_id), len(row))
+            sequences.append(torch.cat([prompt, torch.tensor(row[:end])]))
+            counts = torch.arange(len(sequences[-1])) >= len(prompt) - 1
+            counts[-1] = False
+            spoken.append(counts)
+    return sequences, spoken

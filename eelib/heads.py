@@ -33,12 +33,13 @@ class HeadConfig:
     """What heads are made of.
 
     depths: after how many blocks each head reads, ascending.
-    kind: `mlp`, a residual gated MLP before the model's own final norm and unembedding, which stay frozen and shared;
-        `affine`, one linear map there (tuned lens, arXiv 2303.08112); `linear`, an untied norm and unembedding (the
-        author's); `none`, nothing at all (logit lens).
+    kind: `mlp`, a gated MLP beside a linear map, both residual, before the model's own final norm and unembedding,
+        which stay frozen and shared; `affine`, the linear map alone (tuned lens, arXiv 2303.08112); `linear`, an untied
+        norm and unembedding (the author's); `none`, nothing at all (logit lens).
     draft_vocab_size: how many of the model's tokens a head may draft, or None for all. One more class, "other",
         then stands for the rest; it counts in every score and is never drafted.
     width: inner width of the MLP; None for the model's hidden size.
+    skip: whether an MLP has the linear map beside it.
     seed: of the initial weights.
     """
 
@@ -47,6 +48,7 @@ class HeadConfig:
     draft_vocab_size: int | None = None
     width: int | None = None
     seed: int = 0
+    skip: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "depths", tuple(self.depths))
@@ -79,7 +81,8 @@ class ExitHeads(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             maps = {
-                str(d): make_map(config.kind, config.width, backbone.unembedding, hidden_size) for d in config.depths
+                str(d): make_map(config.kind, config.width, config.skip, backbone.unembedding, hidden_size)
+                for d in config.depths
             }
             self.maps = nn.ModuleDict(maps)
             self.others = nn.ModuleDict()
@@ -102,6 +105,7 @@ class ExitHeads(nn.Module):
         draft_vocab_size: int | None = None,
         *,
         width: int | None = None,
+        skip: bool = True,
         seed: int = 0,
         sequences: Sequence[Tensor] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -114,7 +118,7 @@ class ExitHeads(nn.Module):
             InvalidInputError: a setting that no heads can have.
             ModelError: the model cannot be cut.
         """
-        config = HeadConfig(Backbone.of(model).check_depths(depths), kind, draft_vocab_size, width, seed)
+        config = HeadConfig(Backbone.of(model).check_depths(depths), kind, draft_vocab_size, width, seed, skip)
         draft_tokens = None
         if draft_vocab_size is not None:
             if sequences is None or tokenizer is None:
@@ -255,7 +259,13 @@ class ExitHeads(nn.Module):
             )
         tensors = load_file(folder / "model.safetensors")
         heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
-        heads.load_state_dict(tensors)
+        try:
+            heads.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise HeadsError(
+                f"The heads in {folder} have other weights than eelib {version('eelib')} gives this kind; train them "
+                f"anew: {error}"
+            ) from error
         heads.training_record = described["training"]
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
 

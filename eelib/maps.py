@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def make_map(kind: str, width: int | None, unembedding: nn.Module, hidden_size: int) -> nn.Module:
+def make_map(kind: str, width: int | None, skip: bool, unembedding: nn.Module, hidden_size: int) -> nn.Module:
     """The map of one head of a kind (see `HeadConfig`): from states to states, for `linear` to logits."""
     make = {
-        "mlp": lambda: _GatedMLP(hidden_size, width or hidden_size),
+        "mlp": lambda: _GatedMLP(hidden_size, width or hidden_size, skip),
         "affine": lambda: _Affine(hidden_size),
         "linear": lambda: _Untied(unembedding, hidden_size),
         "none": nn.Identity,
@@ -24,10 +24,12 @@ class MixedLinear(nn.Linear):
 
 
 class _GatedMLP(nn.Module):
-    """x + down(silu(gate(n)) * up(n)), n the RMS-normalised x; the identity at first."""
+    """x + A x + b + down(silu(gate(n)) * up(n)), n the RMS-normalised x; the identity at first. A and b only with
+    `skip`."""
 
-    def __init__(self, hidden_size: int, width: int):
+    def __init__(self, hidden_size: int, width: int, skip: bool):
         super().__init__()
+        self.skip = _Affine(hidden_size) if skip else nn.Identity()
         self.scale = nn.Parameter(torch.ones(hidden_size))
         self.gate, self.up = MixedLinear(hidden_size, width, bias=False), MixedLinear(hidden_size, width, bias=False)
         self.down = MixedLinear(width, hidden_size, bias=False)
@@ -35,7 +37,7 @@ class _GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype))
-        return x + self.down(F.silu(self.gate(n)) * self.up(n))
+        return self.skip(x) + self.down(F.silu(self.gate(n)) * self.up(n))
 
 
 class _Affine(nn.Module):

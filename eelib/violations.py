@@ -80,7 +80,7 @@ def violations(
     """How often each method's thresholds, from so many sequences, miss the target on the population.
 
     Columns: method, target, epsilon, delta, sequences, trials, violations, rate with its exact 95% binomial interval
-    (low, high; NaN where trials are not independent), coverage (mean over trials) and coverage_of_oracle, as a share
+    (_low, _high; NaN where trials are not independent), coverage (mean over trials) and coverage_of_oracle, as a share
     of the oracle's.
     """
     rows = []
@@ -99,7 +99,7 @@ def violations(
             low, high = (interval.low, interval.high) if population.independent else (float("nan"),) * 2
             rows.append({
                 "method": method, "target": target, "epsilon": epsilon, "delta": delta, "sequences": sequences,
-                "trials": trials, "violations": missed, "rate": missed / trials, "low": low, "high": high,
+                "trials": trials, "violations": missed, "rate": missed / trials, "rate_low": low, "rate_high": high,
                 "coverage": coverage, "coverage_of_oracle": coverage / best if best else float("nan"),
             })  # fmt: skip
     return pd.DataFrame(rows)

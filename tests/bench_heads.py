@@ -1,8 +1,8 @@
 """What making heads costs and brings, as ratios within one run: `make bench-heads`. Minutes to an hour; run it alone.
 
 generation: self-generation against `model.generate` at batch 64. training: `mlp` heads with a draft vocabulary against
-full-vocabulary `linear` ones, same text, with and without kept lessons. long: the same on some 100,000 tokens, with
-kept lessons, `linear` at two learning rates. recipes: two recipes on greedy answers to held-out prompts.
+full-vocabulary `linear` ones, same text, without and with kept lessons. long: the same on some 100,000 tokens, with
+kept lessons. recipes: two recipes on greedy answers to held-out prompts.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 import eelib
-from eelib.chat import Turns, as_prompt
+from eelib.chat import Turns, answers
 from eelib.errors import InvalidInputError
 from eelib.lessons import Lessons
 from eelib.recipe import make_heads
@@ -23,9 +23,18 @@ from eelib.self_generation import write
 from eelib.separation import mean_interval
 from eelib.workspace import PROJECT
 
-TRIALS = {  # documents; kind of heads, whether lessons are kept, learning rate
-    "training": (120, [(kind, kept, 3e-3) for kind in ("mlp", "linear") for kept in (False, True)]),
-    "long": (900, [("mlp", True, 3e-3), ("linear", True, 3e-3), ("linear", True, 1e-3)]),
+TRIALS = {  # documents; kind of heads, drafted tokens, whether lessons are kept, learning rate
+    "training": (
+        120,
+        [
+            ("mlp", 8192, False, 3e-3),
+            ("linear", None, False, 3e-3),
+            ("mlp", 8192, True, 3e-3),
+            ("mlp", 16384, True, 3e-3),
+            ("linear", None, True, 3e-3),
+        ],
+    ),
+    "long": (900, [("mlp", size, True, 3e-3) for size in (8192, 16384)] + [("linear", None, True, 3e-3)]),
 }
 PARTS = ("generation", *TRIALS, "recipes")
 
@@ -60,14 +69,13 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
 def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
     """Tokens trained on a second and agreement after the same tokens, by the same pipeline.
 
-    trials: kind of heads, whether lessons are kept, learning rate.
+    trials: kind of heads, drafted tokens, whether lessons are kept, learning rate.
     """
     texts, counted = corpus.train[:documents], corpus.counted["train"][:documents]
     depths = eelib.Backbone.of(model).check_depths(4)
     kept, rows = Lessons(model, depths, scratch), []
     kept.keep(texts, counted)
-    for kind, keep, rate in trials:
-        drafted = None if kind == "linear" else 8192
+    for kind, drafted, keep, rate in trials:
         heads = eelib.ExitHeads.init(model, depths, kind, drafted, sequences=corpus.train, tokenizer=tokenizer)
         report = eelib.distil(
             model, heads, texts, eelib.TrainConfig(epochs=1, batch_size=4, learning_rate=rate), counted=counted,
@@ -76,7 +84,14 @@ def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: i
         agreement = {f"depth {r['depth']}": r["agreement"] for r in heads.training_record["validation"]}
         speed, tokens = report.tokens_per_second.iloc[-1], heads.training_record["tokens"]
         rows.append(
-            {"heads": kind, "lessons kept": keep, "learning rate": rate, "tokens": tokens, "tokens/s": speed}
+            {
+                "heads": kind,
+                "drafted": drafted or "all",
+                "lessons kept": keep,
+                "learning rate": rate,
+                "tokens": tokens,
+                "tokens/s": speed,
+            }
             | agreement
         )
     return pd.DataFrame(rows)
@@ -84,21 +99,11 @@ def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: i
 
 def held_out(model, tokenizer, n: int = 36, new: int = 128) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The model's greedy answers to the last n GSM8K questions and n HellaSwag contexts, and where it speaks."""
-    texts, counted = [], []
+    asked = []
     for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
         rows = [json.loads(r) for r in (PROJECT / f"data/benchmarks/{name}.jsonl").read_text().splitlines()]
-        prompts = [as_prompt(row[field], tokenizer)[0] for row in rows[-n:]]
-        width = max(map(len, prompts))
-        padded = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0)) for p in prompts])
-        mask = torch.stack([torch.arange(width) >= width - len(p) for p in prompts]).long()
-        out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=new, pad_token_id=0)
-        for prompt, row in zip(prompts, out[:, width:].tolist(), strict=True):
-            end = next((i + 1 for i, t in enumerate(row) if t == tokenizer.eos_token_id), len(row))
-            texts.append(torch.cat([prompt, torch.tensor(row[:end])]))
-            spoken = torch.arange(len(texts[-1])) >= len(prompt) - 1
-            spoken[-1] = False  # what follows the text is not in it
-            counted.append(spoken)
-    return texts, counted
+        asked += [row[field] for row in rows[-n:]]
+    return answers(model, tokenizer, asked, new, batch_size=n)
 
 
 def recipes(model, tokenizer, files: list[str], folder: Path) -> pd.DataFrame:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eelib.bounds import P_VALUES, betting, hoeffding_bentkus
+from eelib.bounds import P_VALUES, SequentialTest, alarm_times, betting, hoeffding_bentkus
 from eelib.errors import InvalidInputError
 
 losses = st.lists(st.floats(0, 1), min_size=1, max_size=60)
@@ -54,3 +54,19 @@ def test_bad_input(name):
     for values, alpha in (([0.5], 0.0), ([0.5], 1.0), ([], 0.5), ([1.5], 0.5), ([float("nan")], 0.5), ([[0.5]], 0.5)):
         with pytest.raises(InvalidInputError):
             P_VALUES[name](np.array(values), alpha)
+
+
+def test_alarm_times_are_those_of_the_test_run_loss_by_loss():
+    losses, draw = np.array([0.1, 0.5, 0.9]), np.random.default_rng(7)
+    found = alarm_times(losses, 0.3, false_alarm=0.1, runs=1, sequences=60, seed=7)[0]
+    test = SequentialTest(0.3)
+    evidence = [test.add(draw.choice(losses, 1)[0]) for _ in range(60)]
+    assert found == 1 + next(i for i, value in enumerate(evidence) if value >= 10)
+
+
+def test_false_alarms_and_delays():
+    losses = np.repeat([0.0, 1.0], [8, 2])
+    at_the_bound = alarm_times(losses, 0.2, false_alarm=0.1, runs=2000, sequences=200)
+    assert np.isfinite(at_the_bound).mean() <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 2000)
+    slow, quick = (np.median(alarm_times(losses, alpha, false_alarm=0.1, runs=200)) for alpha in (0.12, 0.05))
+    assert quick < slow < 300

@@ -94,7 +94,7 @@ def test_a_folder_without_heads(llama, tmp_path):
 def test_parameters_count_the_copied_rows(llama, text):
     heads = drafting(llama, text)
     count = heads.parameter_count()
-    assert count["trained"] == 2 * (3 * 32 * 32 + 32 + 33) and count["own"] == count["trained"] + 20 * 32
+    assert count["trained"] == 2 * (4 * 32 * 32 + 2 * 32 + 33) and count["own"] == count["trained"] + 20 * 32
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,11 @@ SMALL = {
     },
     "00_quickstart": {"max_new_tokens": 16, "calibration_documents": 4},
     "02_confidence": {"resamples": 10, "documents": 6, "length": 48},
-    "03_calibration": {"epsilons": [0.5, 0.9]},
+    "03_calibration": {"epsilons": [0.5, 0.9], "splits": 5, "trials": 5},
     "04_speed_accuracy": {"cases": 4, "questions": 2, "max_new_tokens": 8, "repeats": 1, "epsilons": [0.5, 0.8]},
+    "07_robustness": {
+        "questions": 2, "rounds": 1, "found_prompts": 1, "max_new_tokens": 8, "runs": 50,
+    },
     "06_heads": {"documents": 20, "draft_vocab_sizes": [100]},
     "05_acceptance": {
         "tuning_prompts": 2, "held_out_prompts": 3, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
@@ -87,7 +90,7 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 def check(workspace: eelib.Workspace) -> None:
     figures = {p.name for p in workspace.figures.iterdir()}
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 13
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 17
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")

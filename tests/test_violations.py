@@ -32,7 +32,7 @@ def test_parts_of_a_population_overlap_and_so_have_no_interval():
     drawn = pool.draw(200, np.random.default_rng(0))
     assert drawn.n_sequences == 200 and len(np.unique(drawn.scores[:, 0])) == 200 * 15, "no sequence twice"
     table = violations(pool, epsilon=0.8, delta=0.1, sequences=200, trials=10)
-    assert table.low.isna().all() and table.rate.between(0, 1).all() and table.coverage.between(0, 1).all()
+    assert table.rate_low.isna().all() and table.rate.between(0, 1).all() and table.coverage.between(0, 1).all()
     with pytest.raises(CorpusError, match="nothing to be new"):
         pool.draw(400, np.random.default_rng(0))
 
@@ -40,9 +40,9 @@ def test_parts_of_a_population_overlap_and_so_have_no_interval():
 def test_risk_keeps_its_promise_where_the_others_break_it():
     table = violations(POPULATION, epsilon=0.8, delta=0.1, sequences=80, trials=150).set_index(["method", "target"])
     for target in TARGETS:
-        assert table.loc[("risk", target), "low"] <= 0.1
+        assert table.loc[("risk", target), "rate_low"] <= 0.1
         assert 0 < table.loc[("risk", target), "coverage_of_oracle"] < 1.1
-    assert table.loc[("empirical", "exit_agreement"), "low"] > 0.1, "nothing to lose against"
+    assert table.loc[("empirical", "exit_agreement"), "rate_low"] > 0.1, "nothing to lose against"
 
 
 @pytest.mark.slow
@@ -52,4 +52,4 @@ def test_risk_keeps_its_promise_over_a_thousand_draws(dependence, epsilon):
     population = synthetic(dependence=dependence)
     table = violations(population, epsilon=epsilon, delta=0.1, sequences=300, methods=("risk",))
     print(table.to_string(index=False))
-    assert (table.low <= 0.1).all()
+    assert (table.rate_low <= 0.1).all()
