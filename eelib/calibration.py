@@ -13,7 +13,7 @@ from eelib.confidence import check_thresholds
 from eelib.errors import InvalidInputError
 from eelib.exits import TARGETS, HeadScores
 from eelib.risk import ThresholdPath, control_risk
-from eelib.separation import risk_coverage
+from eelib.separation import mean_interval, ratio_interval, risk_coverage
 from eelib.workspace import written_whole
 
 METHODS = ("empirical", "cascade", "risk")
@@ -207,6 +207,23 @@ def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
         },
         index=rows,
     ).reset_index()
+
+
+def achieved_agreement(traces: pd.DataFrame, calibration: Calibration, *, seed: int = 0) -> dict[str, float]:
+    """What became of the promise on other traces: the agreement that the calibration's target names.
+
+    Returns:
+        achieved with its 95% interval over sequences (achieved_low, achieved_high; NaN where nothing exits and the
+        target speaks of what exits), and coverage. Every sequence weighs the same, as in `risk`.
+    """
+    counts = achieved(traces, calibration).groupby("sequence")[["tokens", "exited", "agreed"]]
+    tokens, exited, agreed = counts.agg({"tokens": "first", "exited": "sum", "agreed": "sum"}).to_numpy(float).T
+    if calibration.target == "exit_agreement":
+        found = ratio_interval(agreed / tokens, exited / tokens, seed=seed)
+    else:
+        found = mean_interval(1 - (exited - agreed) / tokens, seed=seed)
+    names = ("achieved", "achieved_low", "achieved_high")
+    return dict(zip(names, found, strict=True)) | {"coverage": float(np.mean(exited / tokens))}
 
 
 def _fitted(tokens: HeadScores, target: str, epsilon: float, in_order: bool) -> list[float | None]:

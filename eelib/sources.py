@@ -20,7 +20,7 @@ def _hellaswag() -> Iterator[str]:
 def _pydoc() -> Iterator[str]:
     from pydoc_data.topics import topics
 
-    yield from topics.values()
+    yield from dict.fromkeys(topics.values())  # some topics share a text
 
 
 PACKAGED = {"hellaswag": _hellaswag, "pydoc": _pydoc}

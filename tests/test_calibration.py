@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eelib
-from eelib.calibration import achieved
+from eelib.calibration import achieved, achieved_agreement
 from eelib.errors import CorpusError, HeadsError, InvalidInputError
 
 
@@ -78,6 +78,19 @@ def test_tokens_pass_the_heads_in_order():
     assert found.loc[4, ["reached", "alone", "alone_agreed", "exited", "agreed"]].tolist() == [2, 2, 1, 1, 1]
     with pytest.raises(InvalidInputError, match="differ in depths"):
         achieved(first, calibration)
+
+
+def test_achieved_agreement_weighs_sequences_alike():
+    short = traces_of([0.9, 0.9], [True, False])
+    long = traces_of([0.9, 0.1, 0.1, 0.9], [True, True, False, True], sequence=1)
+    traces, table = pd.concat([short, long]), eelib.calibrate(short, "max_prob", 0.4).table
+    for target, expected in (("exit_agreement", (0.5 + 0.5) / (1 + 0.5)), ("output_agreement", (0.5 + 1) / 2)):
+        calibration = eelib.Calibration((2,), (0.5,), "max_prob", 0.4, target, "empirical", None, table)
+        found = achieved_agreement(traces, calibration)
+        assert found["achieved"] == pytest.approx(expected) and found["coverage"] == 0.75
+        assert found["achieved_low"] <= found["achieved"] <= found["achieved_high"]
+    silent = eelib.Calibration((2,), (None,), "max_prob", 0.4, "exit_agreement", "empirical", None, table)
+    assert np.isnan(achieved_agreement(traces, silent)["achieved"])
 
 
 def test_saved_and_loaded(tmp_path):

@@ -7,7 +7,9 @@ from conftest import letters, own_text
 import eelib
 from eelib import corpus as corpora
 from eelib import documents
+from eelib.documents import read_tokenized
 from eelib.errors import CorpusError, InvalidInputError
+from eelib.sources import read_documents
 
 CONFIG = eelib.CorpusConfig(documents=160, length=24, batch_size=40, prompt_length=8)
 
@@ -198,3 +200,12 @@ def test_bad_text_is_one_readable_error(llama, tmp_path):
     ):
         with pytest.raises(InvalidInputError):
             eelib.CorpusConfig(**wrong)
+
+
+def test_packaged_text_of_other_kinds():
+    """Whole documents, all different, that need no download."""
+    for source, least in (("hellaswag", 60), ("pydoc", 60)):
+        found = list(read_documents(source))
+        assert len(set(found)) == len(found) >= least and all(len(text) > 40 for text in found)
+    config = eelib.CorpusConfig("pydoc", documents=5, length=16)
+    assert [len(text.tokens) for text in read_tokenized(config, letters(unk_token="<unk>"))] == [16] * 5
