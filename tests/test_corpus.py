@@ -207,5 +207,5 @@ def test_packaged_text_of_other_kinds():
     for source, least in (("hellaswag", 60), ("pydoc", 60)):
         found = list(read_documents(source))
         assert len(set(found)) == len(found) >= least and all(len(text) > 40 for text in found)
-    config = eelib.CorpusConfig("pydoc", documents=5, length=16)
-    assert [len(text.tokens) for text in read_tokenized(config, letters(unk_token="<unk>"))] == [16] * 5
+    config = eelib.CorpusConfig("pydoc", documents=8, length=16)
+    assert [len(text.tokens) for text in read_tokenized(config, letters(unk_token="<unk>"))] == [16] * 8
