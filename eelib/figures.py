@@ -77,5 +77,6 @@ def panels(n: int, width: float = PAGE, height: float = 2.2, **kwargs) -> tuple[
 def band(axes: Axes, table: pd.DataFrame, x: str, y: str, **style) -> None:
     """A line of y over x with its interval {y}_low ... {y}_high as error bars."""
     table = table.sort_values(x)
-    errors = [table[y] - table[f"{y}_low"], table[f"{y}_high"] - table[y]]
+    # The middle of few resamples may not hold the value itself.
+    errors = [(table[y] - table[f"{y}_low"]).clip(lower=0), (table[f"{y}_high"] - table[y]).clip(lower=0)]
     axes.errorbar(table[x], table[y], yerr=errors, capsize=1.5, elinewidth=0.7, **style)

@@ -47,3 +47,9 @@ def test_workspace_folders_do_not_depend_on_the_working_directory(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert Workspace("m").heads == here and here.parts[-3:] == ("data", "heads", "m")
     assert Workspace("m", tmp_path).figures == tmp_path / "figures" / "m"
+
+
+def test_an_interval_beside_its_value_is_drawn_as_far_as_it_goes():
+    figure, (axes,) = figures.panels(1)
+    figures.band(axes, pd.DataFrame({"x": [1.0], "y": [0.5], "y_low": [0.6], "y_high": [0.7]}), "x", "y")
+    figure.canvas.draw()

@@ -28,7 +28,7 @@ SMALL = {
         }
     },
     "00_quickstart": {"max_new_tokens": 16, "calibration_documents": 4},
-    "02_confidence": {"resamples": 10, "documents": 6, "length": 48},
+    "02_confidence": {"resamples": 10, "documents": 12, "length": 48},
     "03_calibration": {"epsilons": [0.5, 0.9], "splits": 5, "trials": 5},
     "04_speed_accuracy": {"cases": 4, "questions": 2, "max_new_tokens": 8, "repeats": 1, "epsilons": [0.5, 0.8]},
     "07_robustness": {
