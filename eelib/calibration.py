@@ -28,7 +28,7 @@ class Calibration:
     table: per head its depth, threshold, and on the calibration text coverage (share of tokens that exit there) and
         exit_agreement; for `empirical`, which takes heads as independent, as if each were the only one.
     p_value, tested_on: for `risk`, of the last thresholds accepted (else the first tried), and on how many sequences.
-    heads: fingerprint of the heads, and with them of the backbone, that the traces are of; decoding with others is
+    heads_fingerprint: of the heads, and with them of the backbone, that the traces are of; decoding with others is
         refused. None where the traces do not say.
 
     Raises:
@@ -45,7 +45,7 @@ class Calibration:
     table: pd.DataFrame
     p_value: float | None = None
     tested_on: int | None = None
-    heads: str | None = None
+    heads_fingerprint: str | None = None
 
     def __post_init__(self):
         _check_promise(self.epsilon, self.method, self.target)
@@ -159,8 +159,8 @@ def calibrate(
         "depth": tokens.depths, "threshold": thresholds, "coverage": exited / len(left),
         "exit_agreement": [a / n if n else None for a, n in zip(agreed, exited, strict=True)],
     })  # fmt: skip
-    of = traces.attrs.get("heads")
-    return Calibration(tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence, heads=of)
+    given = tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence
+    return Calibration(*given, heads_fingerprint=traces.attrs.get("heads_fingerprint"))
 
 
 def find_thresholds(

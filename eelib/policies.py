@@ -154,7 +154,7 @@ class Confidence(Policy):
     thresholds: one a head, in the order of their depths; `None` = that head is never asked.
     max_draft: drafts per round at most. A round ends sooner where no head is sure.
     depths: the heads' depths, where known, so that thresholds cannot be used at others.
-    heads: the fingerprint of the heads that the thresholds were calibrated for, where known; others are refused.
+    heads_fingerprint: of the heads that the thresholds were calibrated for, where known; others are refused.
     back_off: whether rounds begin short, double while all drafts are accepted, and stop for 1, 3, 7, ... rounds after
         the second, third, fourth, ... round in a row of which nothing was accepted. Confident heads that are wrong then
         cost little. Without it every round may draft `max_draft` tokens, as in the paper.
@@ -165,7 +165,7 @@ class Confidence(Policy):
     max_draft: int = 16
     depths: tuple[int, ...] | None = None
     back_off: bool = True
-    heads: str | None = None
+    heads_fingerprint: str | None = None
 
     def __post_init__(self):
         check_metric(self.metric)
@@ -179,15 +179,15 @@ class Confidence(Policy):
     def from_calibration(cls, calibration: Calibration, max_draft: int = 16, back_off: bool = True) -> "Confidence":
         """The policy that uses a calibration's metric and thresholds."""
         given = calibration.metric, calibration.thresholds, max_draft, calibration.depths, back_off
-        return cls(*given, heads=calibration.heads)
+        return cls(*given, heads_fingerprint=calibration.heads_fingerprint)
 
     def check(self, heads):
-        if self.heads is None:
+        if self.heads_fingerprint is None:
             return
         found = None if heads is None else heads.fingerprint()
-        if found != self.heads:
+        if found != self.heads_fingerprint:
             raise HeadsError(
-                f"These thresholds were calibrated for the heads with fingerprint {self.heads[:12]}, not for "
+                f"These thresholds were calibrated for heads with the fingerprint {self.heads_fingerprint[:12]}, not for "
                 f"{'a model without heads' if found is None else found[:12]}: calibrate anew on traces of these heads."
             )
 

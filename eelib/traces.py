@@ -27,7 +27,7 @@ def record_traces(
 
     Columns: sequence; position (the token read there; the head predicts position + 1); head; depth; one per metric
     (where "other" leads, the head declines: -inf, which no threshold lets pass); agrees (the head's token is the
-    model's); head_token (-1 where it declines); teacher_token. `attrs["heads"]` is the heads' fingerprint, which a
+    model's); head_token (-1 where it declines); teacher_token. `attrs["heads_fingerprint"]` is the heads' fingerprint, which a
     calibration takes over.
 
     Args:
@@ -56,7 +56,7 @@ def record_traces(
     traces["agrees"] = traces.head_token == traces.teacher_token
     order = ["sequence", "position", "head", "depth", *known_metrics(), "agrees", "head_token", "teacher_token"]
     traces = traces[order].sort_values(["sequence", "position", "head"], ignore_index=True)
-    traces.attrs["heads"] = heads.fingerprint()
+    traces.attrs["heads_fingerprint"] = heads.fingerprint()
     return traces
 
 

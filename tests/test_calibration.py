@@ -185,7 +185,7 @@ def test_a_calibration_is_for_the_heads_that_its_traces_are_of(tmp_path):
     heads = eelib.ExitHeads.init(model, [2, 4], "mlp")
     traces = eelib.record_traces(model, heads, [p[0] for p in prompts(4)])
     calibration = eelib.calibrate(traces, "margin", 0.01)
-    assert calibration.heads == heads.fingerprint()
+    assert calibration.heads_fingerprint == heads.fingerprint()
     policy = eelib.Confidence.from_calibration(calibration)
     eelib.generate(model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=4)
 
