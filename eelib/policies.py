@@ -187,7 +187,7 @@ class Confidence(Policy):
         found = None if heads is None else heads.fingerprint()
         if found != self.heads_fingerprint:
             raise HeadsError(
-                f"These thresholds were calibrated for heads with the fingerprint {self.heads_fingerprint[:12]}, not for "
+                f"These thresholds were calibrated for the heads {self.heads_fingerprint[:12]} (fingerprint), not for "
                 f"{'a model without heads' if found is None else found[:12]}: calibrate anew on traces of these heads."
             )
 

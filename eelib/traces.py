@@ -27,8 +27,7 @@ def record_traces(
 
     Columns: sequence; position (the token read there; the head predicts position + 1); head; depth; one per metric
     (where "other" leads, the head declines: -inf, which no threshold lets pass); agrees (the head's token is the
-    model's); head_token (-1 where it declines); teacher_token. `attrs["heads_fingerprint"]` is the heads' fingerprint, which a
-    calibration takes over.
+    model's); head_token (-1 where it declines); teacher_token. A calibration takes over `attrs["heads_fingerprint"]`.
 
     Args:
         sequences: 1-D LongTensors, one a document; fed as they are, so drafts never condition on drafts.
