@@ -55,13 +55,13 @@ class SequentialTest:
     def __init__(self, alpha: float):
         if not 0 < alpha < 1:
             raise InvalidInputError(f"alpha={alpha}: expected a risk between 0 and 1.")
-        self.alpha, self._bets = alpha, _AGAINST / alpha
-        self._log_capital = np.zeros(len(self._bets))
+        self.alpha, self._bets, self._log_capital = alpha, _AGAINST / alpha, 0.0
 
-    def add(self, loss: float) -> float:
-        """Takes in one loss and returns the average capital."""
-        self._log_capital += np.log1p(self._bets * (loss - self.alpha))
-        return float(np.exp(np.logaddexp.reduce(self._log_capital)) / len(self._bets))
+    def add(self, loss: float | np.ndarray) -> float | np.ndarray:
+        """Takes in one loss, or one for each of several runs side by side, and returns the average capital."""
+        self._log_capital = self._log_capital + np.log1p(self._bets * (np.asarray(loss)[..., None] - self.alpha))
+        with np.errstate(over="ignore"):  # capital without end is evidence enough
+            return np.exp(np.logaddexp.reduce(self._log_capital, axis=-1)) / len(self._bets)
 
 
 def alarm_times(
@@ -76,11 +76,9 @@ def alarm_times(
     """At which of so many sequences, drawn with replacement from those with these losses, a `SequentialTest` raises the
     alarm; inf in runs where it does not. [run]"""
     losses, draw = _checked(losses, alpha), np.random.default_rng(seed)
-    capital, found = np.zeros((runs, len(_AGAINST))), np.full(runs, np.inf)
+    test, found = SequentialTest(alpha), np.full(runs, np.inf)
     for number in range(1, sequences + 1):
-        drawn = draw.choice(losses, runs)
-        capital += np.log1p(_AGAINST / alpha * (drawn[:, None] - alpha))
-        raised = np.logaddexp.reduce(capital, axis=1) >= np.log(len(_AGAINST) / false_alarm)
+        raised = test.add(draw.choice(losses, runs)) >= 1 / false_alarm
         found[raised & np.isinf(found)] = number
     return found
 

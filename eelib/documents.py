@@ -32,8 +32,9 @@ SHORTEST = 16  # tokens; a shorter document says little about the model
 class CorpusConfig:
     """Which text.
 
-    source: "self" (the model writes it), a .jsonl file with a field "text", a .txt file with blank lines between
-        documents, or a dataset that `datasets.load_dataset` knows (a Hub id or a folder), streamed.
+    source: "self" (the model writes it), a packaged one (`eelib.sources.PACKAGED`), a .jsonl file with a field "text",
+        a .txt file with blank lines between documents, or a dataset that `datasets.load_dataset` knows (a Hub id or a
+        folder), streamed.
     documents: how many, over all splits, before duplicates are dropped; None for all that a file or dataset has.
     length: most tokens of a document.
     The rest is for "self". temperatures: of the model's answers, taken in turn by the documents; 0 is greedy.

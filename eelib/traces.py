@@ -59,10 +59,10 @@ def record_traces(
     return traces
 
 
-def _read(heads: ExitHeads, depth: int, hidden: Tensor, classes: int = 2**26) -> dict[str, Tensor]:
-    """Scores and token of one head for states [token, hidden], so many logits at a time, to bound the memory."""
+def _read(heads: ExitHeads, depth: int, hidden: Tensor, logits_at_once: int = 2**26) -> dict[str, Tensor]:
+    """Scores and token of one head for states [token, hidden], a chunk at a time to bound the memory."""
     chunks = []
-    for part in hidden.split(max(1, classes // heads.backbone.vocab_size)):
+    for part in hidden.split(max(1, logits_at_once // heads.backbone.vocab_size)):
         logits = heads.logits(depth, part)
         tokens = heads.tokens(logits)
         scores = {m: s.masked_fill(tokens < 0, float("-inf")).float() for m, s in confidence(logits).items()}
