@@ -36,9 +36,9 @@ def search_prompts(
 ) -> pd.DataFrame:
     """Appends `suffix` tokens to questions and changes two of them at a time, keeping what serves the goal best.
 
-    Each round makes `children` of each of the `kept` best texts so far, the first round of the first questions. Judged teacher-forced on the model's own greedy
-    answers. Columns: text, round (0: the question as it is), coverage, wrong (share of the answer's tokens that exit
-    and disagree); the best first.
+    Each round makes `children` of each of the `kept` best texts so far, the first round of the first questions. Judged
+    teacher-forced on the model's own greedy answers. Columns: text, round (0: the question as it is), coverage, wrong
+    (share of the answer's tokens that exit and disagree); the best first.
 
     Raises:
         InvalidInputError: an unknown goal, or no questions.
