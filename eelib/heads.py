@@ -156,26 +156,37 @@ class ExitHeads(nn.Module):
             self._fingerprint = state, digest.hexdigest()
         return self._fingerprint[1]
 
-    def logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... classes"]:
-        """What the head at `depth` says of states that have passed `depth` blocks: raw logits over its classes."""
+    def logits(
+        self, depth: int, hidden: Float[Tensor, "... hidden"], tokens: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "... classes"]:
+        """What the head at `depth` says of states that have passed `depth` blocks: raw logits over its classes, or
+        over some of those that are tokens (`tokens` indexes them) and "other"; `linear` heads give all."""
         mapped = self.maps[str(depth)](hidden)
         if self.config.kind == "linear":
-            return mapped
-        if self.draft_tokens is None:
-            return self.backbone.unembed(mapped)
+            return mapped if tokens is None else mapped[..., tokens]
         normed = self.backbone.normalise(mapped)
-        return torch.cat([self._unembed_drafted(normed), self.others[str(depth)](normed)], dim=-1)
+        logits = self._unembed_classes(normed, tokens)
+        return logits if self.draft_tokens is None else torch.cat([logits, self.others[str(depth)](normed)], dim=-1)
 
     def target(self, lesson: Lesson) -> Float[Tensor, "token classes"]:
         """The model's own probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
+        target = (self._unembed_classes(lesson.final).float() - lesson.log_normaliser[:, None]).exp()
         if self.draft_tokens is None:
-            logits = self.backbone.finish(self.backbone.unembedding(lesson.final)).float()
-            return (logits - lesson.log_normaliser[:, None]).exp()
-        drafted = (self._unembed_drafted(lesson.final).float() - lesson.log_normaliser[:, None]).exp()
-        return torch.cat([drafted, (1 - drafted.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
+            return target
+        return torch.cat([target, (1 - target.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
 
-    def _unembed_drafted(self, normed: Float[Tensor, "... width"]) -> Float[Tensor, "... draft"]:
-        return self.backbone.finish(F.linear(normed, self._rows.to(normed.dtype), self._row_bias))
+    def _unembed_classes(self, normed: Float[Tensor, "... width"], tokens: Tensor | None = None) -> Tensor:
+        """The logits of the classes that are tokens, or of some of them."""
+        unembedding = self.backbone.unembedding
+        if self.draft_tokens is None and tokens is None:
+            return self.backbone.finish(unembedding(normed))
+        if self.draft_tokens is None:
+            rows, bias = unembedding.weight, getattr(unembedding, "bias", None)
+        else:
+            rows, bias = self._rows, self._row_bias
+        if tokens is not None:
+            rows, bias = rows[tokens], None if bias is None else bias[tokens]
+        return self.backbone.finish(F.linear(normed, rows.to(normed.dtype), bias))
 
     def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The same head read out over the model's whole vocabulary: what benchmarks score with."""

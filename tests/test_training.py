@@ -13,6 +13,7 @@ from eelib import training
 from eelib.batches import Batches
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.lessons import Lesson, Lessons
+from eelib.objective import LIKELIEST, Objective
 
 CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
 
@@ -207,3 +208,34 @@ def test_nothing_to_train(llama, text):
     for wrong in ({"loss": "mse"}, {"epochs": 0}, {"learning_rate": -1.0}, {"warmup": 1.0}):
         with pytest.raises(InvalidInputError):
             eelib.TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("draft", [20, None])
+def test_a_loss_over_sampled_classes_estimates_the_whole(llama, text, draft):
+    heads = eelib.ExitHeads.init(llama, [2, 4], "mlp", draft, sequences=text, tokenizer=letters())
+    lesson, classes = Lessons(llama, [2, 4]).on(text), (draft or llama.config.vocab_size) + (draft is not None)
+    whole, agreed = Objective(heads, lesson).at(2)
+    everything, same = Objective(heads, lesson, sampled_classes=classes).at(2)
+    assert everything.item() == pytest.approx(whole.item(), rel=1e-5) and same == agreed
+    few = lesson.at(torch.tensor([3]))  # eight likeliest and some of the rest
+    whole = Objective(heads, few).at(2)[0].item()
+    drawn = [Objective(heads, few, sampled_classes=6, seed=seed) for seed in range(400)]
+    assert all(len(o.target[0]) == LIKELIEST + 6 + (draft is not None) for o in drawn)
+    losses = torch.stack([o.at(2)[0] for o in drawn])
+    assert losses.std() > 0 and losses.mean().item() == pytest.approx(
+        whole, rel=0.2
+    )  # low by a little: a logarithm of a mean
+    assert Objective(heads, few, sampled_classes=6, seed=1).at(2)[0] == losses[1]
+    assert Objective(heads, few, sampled_classes=6).at(2, agreement=False)[1].isnan()
+
+
+def test_training_by_sampled_classes(llama, text):
+    config = eelib.TrainConfig(epochs=12, batch_size=4, learning_rate=1e-2, sampled_classes=4)
+    heads = [heads_for(llama), heads_for(llama)]
+    before = training.evaluate(llama, heads[0].to(llama.dtype), text)
+    reports = [eelib.distil(llama, h, text, config) for h in heads]
+    after = training.evaluate(llama, heads[0], text)
+    assert (after.agreement > before.agreement).all() and (after.loss < before.loss).all()
+    assert reports[0].loss.equals(reports[1].loss) and not reports[0].agreement.isna().any()
+    with pytest.raises(InvalidInputError, match="sampled_classes=0"):
+        eelib.TrainConfig(sampled_classes=0)
