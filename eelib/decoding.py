@@ -5,6 +5,7 @@ generation configs, logits processors and stopping criteria.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -78,6 +79,7 @@ def generate(
     verify: bool = True,
     exact: bool = False,
     streamer: BaseStreamer | None = None,
+    session: "Callable[..., Session] | None" = None,
     **generate_kwargs,
 ) -> DecodingOutput:
     """Decodes one sequence with early exits.
@@ -90,6 +92,7 @@ def generate(
         exact: verify with the bits that decoding one token at a time has (see `eelib.exact`), so that also in
             bfloat16 not even a near-tie falls the other way.
         streamer: gets the prompt and each token once it is final, and `.end()` in any case.
+        session: another way to go from token to token than this engine's (see `eelib.baselines`).
         generate_kwargs: transformers' own (max_new_tokens, do_sample, temperature, eos_token_id, stop_strings with
             tokenizer, attention_mask, logits_processor, stopping_criteria, generation_config, ...);
             what is not given comes from `model.generation_config`. Processors must be functions of prefix and scores,
@@ -102,7 +105,7 @@ def generate(
 
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-        return _Session(model, input_ids, *given, heads, policy, exact).decode(verify, streamer)
+        return (session or Session)(model, input_ids, *given, heads, policy, exact).decode(verify, streamer)
 
     return model.generate(input_ids, custom_generate=engine, **prepared(model, generate_kwargs))
 
@@ -128,12 +131,14 @@ def custom_generate(
     if policy is None:
         raise InvalidInputError("custom_generate needs policy=..., for example eelib.FixedExit(6, 4).")
     given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-    output = _Session(model, input_ids, *given, heads, policy, exact).decode(verify, None)
+    output = Session(model, input_ids, *given, heads, policy, exact).decode(verify, None)
     return output if generation_config.return_dict_in_generate else output.sequences
 
 
-class _Session:
-    """One call: a frontier, the tokens so far, and the books."""
+class Session:
+    """One call: a frontier, the tokens so far, and the books. Peers that go another way override what differs."""
+
+    frontier_type = Frontier
 
     def __init__(self, model, input_ids, processors, stops, config, model_kwargs, heads, policy, exact):
         self.backbone = Backbone.of(model)
@@ -156,7 +161,7 @@ class _Session:
         self.state = policy.start(input_ids, head_depths)
         self.tokens = input_ids.to(model.device)  # [1, position], all final
         capacity = min(config.max_length, self.tokens.shape[1] + _ROOM)
-        self.frontier = Frontier(self.backbone, self.cuts, capacity, exact)
+        self.frontier = self.frontier_type(self.backbone, self.cuts, capacity, exact)
         if any(self.frontier.cache.windows) and (self.read.int().diff() < 0).any():
             raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
         self.head_positions = dict.fromkeys(self.cuts, 0)
@@ -203,12 +208,15 @@ class _Session:
             prefix = _append(prefix, draft.token)
             if self._ends(prefix):
                 break  # nothing can follow this draft, so it is not fed
-        logits = self.frontier.unembed(self.frontier.complete())[0]
         self.drafted += len(drafts)
-        n_accepted = self._judge(drafts, logits, prefix)
+        n_accepted = self._judge(drafts, self._verify(prefix), prefix)
         self.accepted += n_accepted
         self.policy.observe(self.state, len(drafts), n_accepted)
         self.frontier.roll_back(self.tokens.shape[1] - 1 - self.unread)  # the newest token is final, but not fed
+
+    def _verify(self, prefix: Tensor) -> Tensor:
+        """The model's logits [state, vocab] at every state that waits; prefix: the text with all drafts."""
+        return self.frontier.unembed(self.frontier.complete())[0]
 
     def _judge(self, drafts: list[Draft], logits: Tensor, prefix: Tensor) -> int:
         """Emits what stands; returns the number of accepted drafts.
@@ -234,34 +242,40 @@ class _Session:
 
     def _step(self) -> None:
         """Early exit: the first head that is sure enough speaks, and that is final."""
-        self.frontier.feed(self.tokens[:, -1:])
+        self._feed()
         draft = self._draft(self.tokens)
-        if draft is not None:
-            self._emit(draft.token, draft)
-        else:
-            self._emit_own()
+        self._emit(draft.token, draft) if draft is not None else self._emit_own()
+
+    def _feed(self) -> None:
+        """Without verification: hands the newest token in."""
+        self.frontier.feed(self.tokens[:, -1:])
 
     def _draft(self, prefix: Tensor) -> Draft | None:
         """Takes the newest position up, exit by exit, until a head speaks; None when none does."""
         position = prefix.shape[1] - 1
         for segment, depth in enumerate(self.cuts):
             hidden = self.frontier.advance(segment)[:, -1]
-            if not self.policy.asks(self.state, depth, position):
-                continue
-            logits = self.heads[depth].logits(depth, hidden)
-            self.head_positions[depth] += 1
-            token = self.heads[depth].tokens(logits).item()
-            if token < 0:
-                continue  # "other" leads: the head declines
-            exits, score = self.policy.exits(self.state, depth, logits, hidden, position)
-            if exits and self.plain:
-                return Draft(token, depth, score)
-            if exits:
-                scores = self._scores(prefix, self.heads[depth].widen(logits))
-                if scores.isfinite().any():  # else processors left nothing that the head can draft
-                    token, probabilities = self.rule.draw(scores)
-                    return Draft(token, depth, score, probabilities)
+            if self.policy.asks(self.state, depth, position):
+                draft = self._ask(depth, hidden, prefix)
+                if draft is not None:
+                    return draft
         return None
+
+    def _ask(self, depth: int, hidden: Tensor, prefix: Tensor) -> Draft | None:
+        """What the head at `depth` drafts for the newest state; None where it declines or the policy goes on."""
+        logits = self.heads[depth].logits(depth, hidden)
+        self.head_positions[depth] += 1
+        token = self.heads[depth].tokens(logits).item()
+        if token < 0:
+            return None  # "other" leads: the head declines
+        exits, score = self.policy.exits(self.state, depth, logits, hidden, prefix.shape[1] - 1)
+        if not exits or self.plain:
+            return Draft(token, depth, score) if exits else None
+        scores = self._scores(prefix, self.heads[depth].widen(logits))
+        if not scores.isfinite().any():
+            return None  # processors left nothing that the head can draft
+        token, probabilities = self.rule.draw(scores)
+        return Draft(token, depth, score, probabilities)
 
     def _scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
         """What a token is chosen by, [1, vocab]: a float32 copy, as in transformers, through the processors."""

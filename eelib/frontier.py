@@ -46,6 +46,16 @@ class Frontier:
         """Positions fed so far."""
         return 0 if self._tokens is None else self._tokens.shape[1]
 
+    @property
+    def completed(self) -> int:
+        """Positions that have passed every block."""
+        return self._passed[-1]
+
+    @property
+    def tokens(self) -> Int[Tensor, "1 position"]:
+        """All that were fed."""
+        return self._tokens
+
     def feed(self, tokens: Int[Tensor, "1 position"]) -> None:
         """Embeds the next tokens; they wait at the entrance of segment 0."""
         start = self.length
@@ -77,6 +87,17 @@ class Frontier:
             if self._waiting[segment] is not None:
                 hidden = self.advance(segment)
         return hidden
+
+    def propagate(self, segment: int) -> None:
+        """Lets what waits at a segment's entrance pass all blocks above as if none of them changed it: their keys and
+        values are made from the state there (CALM, arXiv 2207.07061). Not what the model would have written."""
+        start, hidden = self._passed[segment], self._waiting[segment]
+        span = self._span(start, hidden.shape[1])
+        for block in range(self.bounds[segment], self.bounds[-1]):
+            self.backbone.run(block, block + 1, hidden, span)
+        self._waiting[segment] = None
+        for above in range(segment, self.n_segments):
+            self._passed[above] += hidden.shape[1]
 
     def unembed(self, hidden: Float[Tensor, "1 position hidden"]) -> Float[Tensor, "1 position vocab"]:
         """The model's logits for states that `complete` returned."""

@@ -9,9 +9,9 @@ from eelib.workspace import PROJECT
 
 ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
-    "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports objective training recipe "
-    "traces combined separation bounds exits risk calibration violations policies sampling options decoding monitor "
-    "cost robustness planning lossless comparison benchmarks figures batch"
+    "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports objective training "
+    "recipe traces combined separation bounds exits risk calibration violations policies sampling options decoding "
+    "monitor cost replay clock robustness planning lossless comparison benchmarks figures batch"
 ).split()
 
 
