@@ -1,8 +1,8 @@
 """What a policy would do on a text that the model wrote: every round of it, and every call of every piece, off traces.
 
 Traces are of the text as it is, so rounds and accepted drafts come out as the engine would make them, up to near-ties,
-stops and a text that ends before its length limit. So do all drafts of a fixed exit whose head never declines. Whether a
-head speaks behind a wrong draft of the same round is in no trace: there, heads are taken to exit as on the text itself.
+stops and a text that ends before its length limit. So do all drafts of a fixed exit whose head never declines. Whether
+a head speaks behind a wrong draft of a round is in no trace: there, heads are taken to exit as on the text itself.
 """
 
 from collections import Counter

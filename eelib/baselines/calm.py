@@ -1,0 +1,180 @@
+"""CALM (arXiv 2207.07061): three confidences, one falling threshold for all exits, states copied upward.
+
+Its threshold is set by Learn-then-Test: from strict to loose, each candidate tested on calibration sequences until one
+fails. Its decoding fills the keys and values that an exit leaves out from the state at the exit, which is cheap and not
+what the model would have written: `Propagating` shows what that costs in agreement.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from eelib.backbone import pad
+from eelib.bounds import hoeffding_bentkus
+from eelib.confidence import confidence
+from eelib.decoding import Session
+from eelib.errors import CorpusError, InvalidInputError
+from eelib.heads import ExitHeads
+from eelib.lessons import Lessons
+from eelib.policies import Policy
+from eelib.traces import record_traces
+
+CONFIDENCES = ("softmax", "saturation", "classifier")
+"""softmax: p(1) - p(2). saturation: the cosine of the state with that at the exit before (the first exit has none).
+classifier: a linear one on the state, trained to say whether the head agrees with the model."""
+
+
+@dataclass(frozen=True)
+class Calm(Policy):
+    """Exits where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
+
+    confidence: one of CONFIDENCES. threshold: λ. decay: τ. length: N, the most new tokens. classifiers: by depth.
+    """
+
+    confidence: str
+    threshold: float
+    decay: float = 4.0
+    length: int = 40
+    classifiers: Mapping[int, Pipeline] | None = None
+
+    def __post_init__(self):
+        if self.confidence not in CONFIDENCES:
+            raise InvalidInputError(
+                f"Unknown confidence {self.confidence!r}: expected one of {', '.join(CONFIDENCES)}."
+            )
+        if self.confidence == "classifier" and not self.classifiers:
+            raise InvalidInputError("confidence='classifier' needs classifiers=..., from `train_classifiers`.")
+
+    def at(self, index: int) -> float:
+        """The threshold for the new token with this index."""
+        if np.isinf(self.threshold):
+            return self.threshold
+        return float(np.clip(0.9 * self.threshold + 0.1 * np.exp(-self.decay * index / self.length), 0, 1))
+
+    def cuts(self, head_depths):
+        return tuple(head_depths)
+
+    def start(self, prompt, head_depths):
+        below = dict(zip(head_depths[1:], head_depths, strict=False))
+        return {"first": prompt.shape[1] - 1, "below": below, "last": None, "hidden": None}
+
+    def exits(self, state, depth, logits, hidden, position):
+        # An exit that declined below leaves nothing to compare with.
+        before = state["hidden"] if state["last"] == (position, state["below"].get(depth)) else None
+        state["last"], state["hidden"] = (position, depth), hidden
+        score = _score(self.confidence, logits, hidden, before, (self.classifiers or {}).get(depth)).item()
+        return score >= self.at(position - state["first"]), score
+
+
+class Propagating(Session):
+    """Early exit without verification that copies the state of an exit to all blocks above, as CALM does.
+
+    Each block above runs whole to make its keys and values, where CALM would compute these alone: the seconds are an
+    upper bound, `block_positions` count only blocks that a token's own state went through.
+    """
+
+    def _emit(self, token, draft=None, drafted=False):
+        if draft is not None:
+            self.frontier.propagate(self.cuts.index(draft.depth) + 1)
+        super()._emit(token, draft, drafted)
+
+
+@torch.no_grad()
+def train_classifiers(
+    model: PreTrainedModel, heads: ExitHeads, sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+) -> dict[int, Pipeline]:
+    """A logistic regression a depth, from the state there to whether the head's token is the model's."""
+    lessons, found, agrees = Lessons(model, heads.depths), {d: [] for d in heads.depths}, {d: [] for d in heads.depths}
+    for start in range(0, len(sequences), 8):
+        masks = None if counted is None else counted[start : start + 8]
+        lesson = lessons.on(sequences[start : start + 8], masks)
+        for depth in heads.depths:
+            found[depth].append(lesson.states[depth].float().cpu().numpy())
+            tokens = heads.tokens(heads.logits(depth, lesson.states[depth]))
+            agrees[depth].append((tokens == lesson.choice).cpu().numpy())
+    classifiers = {}
+    for depth in heads.depths:
+        right = np.concatenate(agrees[depth])
+        if right.all() or not right.any():
+            raise CorpusError(f"The head at depth {depth} is always right or always wrong on this text: take more.")
+        fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+        classifiers[depth] = fit.fit(np.concatenate(found[depth]), right)
+    return classifiers
+
+
+@torch.no_grad()
+def confidence_traces(
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    sequences: Sequence[Tensor],
+    counted: Sequence[Tensor] | None = None,
+    classifiers: Mapping[int, Pipeline] | None = None,
+) -> pd.DataFrame:
+    """Traces with columns `softmax`, `saturation` and, given classifiers, `classifier` (-inf where a head declines)."""
+    traces = record_traces(model, heads, sequences, counted=counted)
+    scores = {name: [] for name in CONFIDENCES if name != "classifier" or classifiers}
+    for start in range(0, len(sequences), 8):
+        tokens, real = pad(sequences[start : start + 8], None if counted is None else counted[start : start + 8])
+        states, before = heads.backbone.states(tokens.to(model.device), heads.depths), None
+        table = {name: [] for name in scores}
+        for depth in heads.depths:
+            hidden = states[depth][real.to(model.device)]
+            logits = heads.logits(depth, hidden)
+            for name in scores:
+                score = _score(name, logits, hidden, before, (classifiers or {}).get(depth))
+                table[name].append(score.float().cpu().numpy())
+            before = hidden
+        for name, columns in table.items():
+            scores[name].append(np.stack(columns, axis=1).ravel())  # token by token, head by head, as traces are
+    for name, parts in scores.items():
+        traces[name] = np.where(traces.head_token < 0, -np.inf, np.concatenate(parts)).astype(np.float32)
+    return traces
+
+
+def learn_then_test(traces: pd.DataFrame, column: str, epsilon: float, delta: float, points: int = 100) -> float:
+    """CALM's λ: the loosest threshold, one for all exits, such that the share of tokens that exit and disagree is at
+    most 1 - ε in new sequences, but for a chance of at most δ (Learn-then-Test with Hoeffding and Bentkus' p-value,
+    candidates from 1 down, tested in that order until one fails). Infinite where the first one fails.
+
+    The threshold is tested without its decay, which makes the first tokens stricter and is not part of the promise.
+    """
+    ordered = traces.sort_values(["sequence", "position", "depth"])
+    n_heads = ordered.depth.nunique()
+    scores = ordered[column].to_numpy().reshape(-1, n_heads)
+    agrees = ordered.agrees.to_numpy(bool).reshape(-1, n_heads)
+    sequence = np.unique(ordered.sequence.to_numpy().reshape(-1, n_heads)[:, 0], return_inverse=True)[1]
+    chosen = float("inf")
+    for threshold in np.linspace(1, 0, points):
+        passed = scores >= threshold
+        wrong = passed.any(axis=1) & ~agrees[np.arange(len(agrees)), passed.argmax(axis=1)]
+        losses = np.bincount(sequence, wrong) / np.bincount(sequence)
+        if hoeffding_bentkus(losses, 1 - epsilon) > delta:
+            break
+        chosen = float(threshold)
+    return chosen
+
+
+def _score(
+    name: str,
+    logits: Float[Tensor, "token classes"],
+    hidden: Float[Tensor, "token hidden"],
+    before: Float[Tensor, "token hidden"] | None,
+    classifier: Pipeline | None,
+) -> Float[Tensor, " token"]:
+    if name == "softmax":
+        return confidence(logits, ("margin",))["margin"]
+    if name == "saturation":
+        if before is None:
+            return hidden.new_full(hidden.shape[:1], float("-inf"))
+        return F.cosine_similarity(hidden.float(), before.float(), dim=-1)
+    return torch.from_numpy(classifier.predict_proba(hidden.float().cpu().numpy())[:, 1])

@@ -1,0 +1,27 @@
+"""EE-LLM (arXiv 2312.04916): exits whose missing keys and values are recomputed by feeding the tokens again."""
+
+from eelib.decoding import Session
+
+
+class Refeeding(Session):
+    """Early exit without verification (`eelib.generate(..., verify=False, session=Refeeding)`): every pass takes along,
+    from the first block on, all tokens since the last full one.
+
+    In exact arithmetic the text is that of this engine, which takes waiting positions up from where they left; what
+    differs is the work: the lower blocks run again for every token that waits. EE-LLM exits by `max_prob`, and runs
+    the full model once `most` tokens wait.
+    """
+
+    most = 32
+
+    def _feed(self):
+        waiting = self.frontier.tokens[:, self.frontier.completed :]
+        self.frontier.roll_back(self.frontier.completed)
+        for token in waiting.split(1, dim=1):
+            self.frontier.feed(token)
+        super()._feed()
+
+    def _draft(self, prefix):
+        if self.frontier.length - self.frontier.completed > self.most:
+            return None
+        return super()._draft(prefix)

@@ -1,0 +1,89 @@
+"""SLED (arXiv 2411.02433): the last layer's logits, moved by what earlier layers hold against them; for factuality."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eelib.decoding import Session
+from eelib.errors import InvalidInputError
+from eelib.policies import Policy
+
+FLOOR = -1000.0
+"""What tokens outside the most likely ones get in place of their logits."""
+
+
+def sled(
+    final: Float[Tensor, "... vocab"],
+    early: Sequence[Float[Tensor, "... vocab"]],
+    *,
+    rate: float = 2.0,
+    k: int = 10,
+    steps: int = 1,
+) -> Float[Tensor, "... vocab"]:
+    """Evolved logits, float32, over the k most likely tokens; FLOOR elsewhere.
+
+    Of an early layer's logits z_n and the final ones z_N, max(0, cos(softmax(z_n) - e_i, z_n - z_N))² says how much the
+    layer speaks for token i; normalised within each layer, and layers weighed by their sums, that is a distribution P,
+    and z <- z - rate (1 - t / T) (softmax(z) - P) for t = 0, ..., T - 1.
+
+    Args:
+        early: of every layer that is heard, each over the whole vocabulary.
+        rate: α. k: how many tokens. steps: T (10 for TruthfulQA, else 1).
+    """
+    if not early:
+        raise InvalidInputError("sled needs the logits of at least one earlier layer.")
+    final = final.float()
+    top = final.topk(k, dim=-1).indices
+    votes = []
+    for logits in early:
+        logits = logits.float()
+        p, difference = logits.softmax(-1), logits - final
+        p_top = p.gather(-1, top)
+        dot = (p * difference).sum(-1, keepdim=True) - difference.gather(-1, top)
+        length = ((p * p).sum(-1, keepdim=True) - 2 * p_top + 1).sqrt() * difference.norm(dim=-1, keepdim=True)
+        votes.append((dot / length.clamp_min(1e-12)).clamp_min(0) ** 2)
+    votes = torch.stack(votes)  # [layer, ..., k]
+    strength = votes.sum(-1, keepdim=True)
+    weight = strength / strength.sum(0, keepdim=True).clamp_min(1e-12)
+    latent = (weight * votes / strength.clamp_min(1e-12)).sum(0)
+    heard = latent.sum(-1, keepdim=True) > 0  # layers that hold nothing against the last change nothing
+    evolved = final.clone()
+    for step in range(steps):
+        p_top = evolved.softmax(-1).gather(-1, top)
+        move = rate * (1 - step / steps) * (p_top - latent)
+        evolved.scatter_(-1, top, evolved.gather(-1, top) - torch.where(heard, move, torch.zeros_like(move)))
+    return torch.full_like(final, FLOOR).scatter(-1, top, evolved.gather(-1, top))
+
+
+@dataclass(frozen=True)
+class Sled(Policy):
+    """Never exits; `Evolving` hears the exits. depths: which; None for all that the heads have (without heads, all)."""
+
+    depths: tuple[int, ...] | None = None
+    rate: float = 2.0
+    k: int = 10
+    steps: int = 1
+
+    def cuts(self, head_depths):
+        return tuple(head_depths) if self.depths is None else self.depths
+
+
+class Evolving(Session):
+    """Decodes by evolved logits: `eelib.generate(..., policy=Sled(), verify=False, session=Evolving)`. Every exit is
+    read out over the whole vocabulary for every token."""
+
+    def _draft(self, prefix):
+        return None
+
+    def _emit_own(self):
+        early = []
+        for segment, depth in enumerate(self.cuts):
+            hidden = self.frontier.advance(segment)[:, -1]
+            early.append(self.heads[depth].full_logits(depth, hidden))
+            self.head_positions[depth] += 1
+        final = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
+        given = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
+        self._emit(self.rule.draw(self._scores(self.tokens, sled(final, early, **given)))[0])
