@@ -149,9 +149,8 @@ class EarlyExitLM(HFLM):
         self.records.append(named | {"tokens": tokens, "blocks": ran / tokens if tokens else math.nan})
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options) -> Tensor:
-        if not options.get("do_sample"):
-            options = options | {"do_sample": False}
-            options.pop("temperature", None)
+        if not options["do_sample"]:
+            options.pop("temperature", None)  # 0.0, which transformers would not take
         until = [_Until(string, self.tokenizer, context.shape[1], 1) for string in stop]
         options |= {"max_length": max_length, "stopping_criteria": StoppingCriteriaList(until)}
         options |= {"pad_token_id": self.tokenizer.pad_token_id, "heads": self.heads}

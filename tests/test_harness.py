@@ -90,6 +90,9 @@ def test_settings_share_their_passes_and_nothing_lasts(lm, monkeypatch):
     other = lm.at({1: -1.0}, "entropy")
     harness.evaluate({"full": lm, "other metric": other}, [InMemory("choose")])
     assert len(calls) == 8
+    harness.cases(lm, [InMemory("choose")])
+    harness.cases(lm, [InMemory("choose")])
+    assert len(calls) == 12 and len(lm.records) == 6
 
 
 def test_a_metric_of_ones_own_is_a_row(lm):
