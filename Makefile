@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 		echo 'error: Python 3.11 or newer is needed; $(PYTHON) is not. Try: make PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[paper,track,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[paper,track,bench,dev]'
 	@# In a git checkout, notebooks are committed without their outputs.
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
 		git config --local filter.nbstripout.clean '$(BIN)/python -m nbstripout' && \

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def load_cases(task: str, folder: str | Path = PROJECT / "data" / "benchmarks") 
     """The packaged cases of `hellaswag` (log-likelihood per character) or `truthfulqa_mc1` (zero-shot; sums)."""
     if task not in MULTIPLE_CHOICE:
         raise InvalidInputError(f"Unknown task {task!r}: expected one of {', '.join(MULTIPLE_CHOICE)}.")
-    rows = _rows(task, folder)
+    rows = read_rows(task, folder)
     if task == "hellaswag":
         return [
             Case(f"{r['activity_label']}: {r['ctx']}", tuple(r["endings"]), r["expected_index"], True) for r in rows
@@ -59,7 +59,7 @@ def question_texts(
     tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, folder: str | Path = PROJECT / "data" / "benchmarks"
 ) -> list[str]:
     """The same as words, for a user's turn or, without a template, as the text to go on with."""
-    rows = _rows("gsm8k", folder)
+    rows = read_rows("gsm8k", folder)
     if skip + n > len(rows):
         raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there.")
     template = "{}" if tokenizer.chat_template else "Question: {}\nAnswer:"
@@ -78,7 +78,7 @@ def score_choices(
 
     Columns: case, choice, token, depth (the number of blocks = the full model), one per metric (from the logits the
     head drafts with; -inf where it declines; +inf for the full model, which always speaks), log_prob (nats, of the
-    choice's token, over the whole vocabulary).
+    choice's token, over the whole vocabulary), greedy (whether no other token has a larger logit there).
     """
     backbone, rows = Backbone.of(model), []
     texts = [
@@ -103,7 +103,7 @@ def score_choices(
         }
         for depth, state in states.items():
             hidden = state[:, :-1][scored.to(model.device)]
-            columns = _score(backbone, heads, depth, hidden, target)
+            columns = score_tokens(backbone, heads, depth, hidden, target)
             rows.append(pd.DataFrame({**index, "depth": depth, **{k: v.cpu().numpy() for k, v in columns.items()}}))
     table = pd.concat(rows, ignore_index=True)
     return table.sort_values(["case", "choice", "token", "depth"], ignore_index=True)
@@ -139,18 +139,31 @@ def answers(
     return result.reset_index(names="case")
 
 
-def _score(backbone: Backbone, heads: ExitHeads, depth: int, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
-    parts = []
+@torch.no_grad()
+def score_tokens(
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    depth: int,
+    hidden: Float[Tensor, "token hidden"],
+    target: Int[Tensor, " token"],
+    metrics: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """What is said at `depth` of the tokens that follow some states.
+
+    Returns:
+        A tensor [token] each: the metrics (None: all that are known), log_prob and greedy, as in `score_choices`.
+    """
+    metrics, parts = known_metrics() if metrics is None else metrics, []
     for states, tokens in zip(hidden.split(1024), target.split(1024), strict=True):
         if depth == backbone.n_blocks:
             wide = backbone.unembed(states)
-            scores = {metric: torch.full(tokens.shape, float("inf")) for metric in known_metrics()}
+            scores = {metric: torch.full(tokens.shape, float("inf")) for metric in metrics}
         else:
             wide, narrow = heads.full_logits(depth, states), heads.logits(depth, states)
             declined = heads.tokens(narrow) < 0
-            scores = {m: s.masked_fill(declined, float("-inf")) for m, s in confidence(narrow).items()}
+            scores = {m: s.masked_fill(declined, float("-inf")) for m, s in confidence(narrow, metrics).items()}
         log_prob = wide.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-        parts.append({**scores, "log_prob": log_prob})
+        parts.append({**scores, "log_prob": log_prob, "greedy": wide.argmax(-1) == tokens})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -160,7 +173,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> tu
     return whole, len(tokenizer(context).input_ids)
 
 
-def _rows(task: str, folder: str | Path) -> list[dict]:
+def read_rows(task: str, folder: str | Path = PROJECT / "data" / "benchmarks") -> list[dict]:
+    """The packaged cases of a task as they are written. Raises FetchError where the set-up has not fetched them."""
     path = Path(folder) / f"{task}.jsonl"
     if not path.is_file():
         raise FetchError(f"No benchmark cases at {path}: run `make paper` or `python -m eelib.offline` once.")

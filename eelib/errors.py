@@ -39,3 +39,7 @@ class UnsupportedError(EelibError):
 
 class BatchError(EelibError):
     """A notebook that failed in batch, or a second batch over the same files."""
+
+
+class MissingExtraError(EelibError, ImportError):
+    """A part of eelib whose packages are not installed."""

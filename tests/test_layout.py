@@ -12,7 +12,7 @@ ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
     "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports objective training "
     "recipe traces combined separation bounds exits risk calibration violations policies sampling options decoding "
-    "monitor cost replay clock robustness planning lossless comparison baselines benchmarks figures batch"
+    "monitor cost replay clock robustness planning lossless comparison baselines benchmarks adapter harness figures batch"
 ).split()
 
 
@@ -49,7 +49,6 @@ def test_every_public_name_is_there_and_modules_stay_short():
 
 
 def test_importing_eelib_loads_nothing_heavy():
-    code = (
-        "import sys, eelib, eelib.batch; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
-    )
+    heavy = ("torch", "transformers", "pandas", "lm_eval")
+    code = f"import sys, eelib, eelib.batch; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
