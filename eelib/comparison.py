@@ -55,7 +55,8 @@ def compare(
 def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """One row a candidate: share of prompts with equal output, tokens_per_round, drafts_per_token, acceptance_rate,
     accepted_per_round, and over prompts the medians of tokens_per_second and speed_ratio; 95% intervals from a
-    bootstrap over prompts. Acceptance is NaN where nothing was drafted.
+    bootstrap over prompts; speed_ratio_deviation, the standard deviation of the ratio's median from repeat to repeat.
+    Acceptance is NaN where nothing was drafted.
     """
     rows = []
     for name, table in runs.groupby("candidate", sort=False):
@@ -76,6 +77,7 @@ def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         row["tokens_per_second"] = by_prompt.tokens_per_second.median()
         ratio = median_interval(by_prompt.speed_ratio, seed=seed)
         row["speed_ratio"], row["speed_ratio_low"], row["speed_ratio_high"] = ratio
+        row["speed_ratio_deviation"] = table.groupby("repeat").speed_ratio.median().std()
         rows.append(row)
     return pd.DataFrame(rows)
 

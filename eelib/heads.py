@@ -144,6 +144,13 @@ class ExitHeads(nn.Module):
         trained = sum(p.numel() for p in self.parameters())
         return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.numel())}
 
+    def weights(self, depth: int) -> tuple[int, int]:
+        """Weights of the head at `depth`: its own, and all that one call of it reads, rows shared with others too."""
+        own = sum(p.numel() for p in self.parameters_of(depth))
+        if self.config.kind == "linear":
+            return own, own
+        return own, own + (self.backbone.unembedding.weight if self._rows is None else self._rows).numel()
+
     def fingerprint(self) -> str:
         """SHA-256 over the backbone's fingerprint and all that the heads are, the same for each dtype."""
         tensors = self.state_dict()

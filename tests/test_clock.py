@@ -43,8 +43,10 @@ def test_seconds_add_up():
     work = Work(emitted=10, rounds=5, drafted=8, accepted=4, calls=Counter({("head", 2): 8}))
     assert TIMED.seconds(work) == pytest.approx(8 * 0.05 + 5 * 0.01 + 18 * 0.001)
     assert TIMED.tokens_per_second(work) == pytest.approx(10 / TIMED.seconds(work))
+    other = Work(calls=Counter({("head", 4): 1}))
     with pytest.raises(InvalidInputError, match="depth 4"):
-        TIMED.seconds(Work(calls=Counter({("head", 4): 1})))
+        TIMED.seconds(other)
+    assert TIMED.alike([4]).seconds(other) == pytest.approx(0.05)
 
 
 def test_timing_meets_every_piece_and_changes_no_token(llama):
