@@ -11,7 +11,7 @@ ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
     "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports training recipe "
     "traces combined separation bounds exits risk calibration violations policies sampling options decoding monitor "
-    "cost robustness planning lossless comparison benchmarks figures batch"
+    "cost robustness planning layerskip lossless comparison benchmarks figures batch"
 ).split()
 
 
