@@ -158,7 +158,8 @@ def finetune(
             kept = torch.rand(backbone.n_blocks, len(batch), generator=generator, dtype=rates.dtype) >= rates[:, None]
             weights = loss_weights(config, backbone.n_blocks, step)
             losses = exit_losses(backbone, batch.to(tuned.device), counts.to(tuned.device), weights, kept)
-            total, rate = sum(weights[depth - 1] * loss for depth, loss in losses.items()), schedule.get_last_lr()[0]
+            total = sum(float(weights[depth - 1]) * loss for depth, loss in losses.items())
+            rate = schedule.get_last_lr()[0]
             total.backward()
             norm = torch.nn.utils.clip_grad_norm_(tuned.parameters(), config.max_grad_norm)
             if not torch.isfinite(total) or not torch.isfinite(norm):
