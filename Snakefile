@@ -60,6 +60,10 @@ FULL = {
         HEADS + TRACES,
         artefacts("results", "robustness.parquet") + figures("07_attacks", "07_monitor"),
     ),
+    "08_layerskip_training": (
+        CORPORA + HEADS,
+        artefacts("results", "layerskip_training.parquet") + figures("08_exits", "08_cost"),
+    ),
 }
 
 unknown = set(config.get("parameters") or {}) - set(NOTEBOOKS | FULL)

@@ -13,6 +13,7 @@ _HOMES = {
     "decoding": ["DecodingOutput", "DecodingStats", "custom_generate", "generate"],
     "documents": ["CorpusConfig"],
     "heads": ["ExitHeads", "HeadConfig"],
+    "baselines.layerskip": ["LayerSkipConfig"],
     "lessons": ["Lessons"],
     "lossless": ["verify_lossless"],
     "models": ["load_model"],

@@ -94,12 +94,11 @@ class Backbone:
         """Most positions that the model was made for, or None where its config names no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    @torch.no_grad()
     def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: KVCache | None = None) -> Span:
         """Embeds tokens and records what each block would be called with at the positions from `start` on.
 
         The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are the
-        model's own.
+        model's own. Where gradients are on they reach the embedding too.
         """
         try:
             if cache is not None:

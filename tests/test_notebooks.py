@@ -35,6 +35,9 @@ SMALL = {
         "questions": 2, "rounds": 1, "found_prompts": 1, "max_new_tokens": 8, "runs": 50,
     },
     "06_heads": {"documents": 20, "draft_vocab_sizes": [100]},
+    "08_layerskip_training": {
+        "steps": 5, "tested": 2, "documents": 8, "length": 48, "cases": 4, "prompts": 2, "max_new_tokens": 8,
+    },
     "05_acceptance": {
         "tuning_prompts": 2, "held_out_prompts": 3, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
         "draft_lengths": [2, 4],
@@ -90,7 +93,7 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 def check(workspace: eelib.Workspace) -> None:
     figures = {p.name for p in workspace.figures.iterdir()}
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 17
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 19
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")

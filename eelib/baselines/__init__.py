@@ -3,7 +3,7 @@
 transformers' own ways of decoding are decoders as they are (`hf`). The others share this project's engine, so that
 what differs is the method and not the code around it: as policies (`draft_verify`, `dynamic_exit`, `calm`), or as
 sessions that go from token to token in their own way (`ee_llm`, `calm`, `dynamic_exit`, `sled`). LayerSkip's decoding
-is `eelib.FixedExit`, SkipDecode's `eelib.Schedule`.
+is `eelib.FixedExit`, SkipDecode's `eelib.Schedule`; LayerSkip's training is in `layerskip`.
 """
 
 from collections.abc import Mapping

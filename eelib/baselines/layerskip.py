@@ -1,0 +1,257 @@
+"""LayerSkip's training recipe (arXiv 2404.16710, section 4.1): layer dropout, and a loss at the exits.
+
+The paper counts layers l from 0 to L - 1; the exit behind layer l is at depth l + 1 here, and depth L is the model's
+end. Every exit reads out through the model's own final norm and unembedding, so nothing is added to the model.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+from eelib.backbone import Backbone, pad
+from eelib.errors import CorpusError, InvalidInputError, TrainingError
+from eelib.reports import Report
+
+CURRICULA = ("rotational", "gradual")
+
+
+@dataclass(frozen=True)
+class LayerSkipConfig:
+    """How a model is fine-tuned. With p_max=0 and e_scale=0 it is plain fine-tuning.
+
+    steps: of the optimizer; text that runs out is read again, in another order.
+    batch_size: sequences a step.
+    learning_rate: peak of AdamW's, reached by a linear warm-up and brought down to zero by a cosine.
+    warmup: share of the steps that warm up.
+    max_grad_norm: gradients are clipped to this norm.
+    p_max: chance of the last block to be left out, sequence by sequence; blocks before it have less.
+    from_scratch: whether that chance grows over the steps, as the paper does for a model without pretraining.
+    e_scale: weight of the exits' losses, from 0 (only the model's end counts) to 1.
+    curriculum: which exits have a loss at a step. `rotational`: every `rotation`-th, moved on by one block a step;
+        `gradual`: from the last one down, one more every steps / 2L steps. The model's end always has one.
+    rotation: the paper's R, in blocks.
+    seed: of the order of the sequences and of the dropout.
+    """
+
+    steps: int = 100
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    p_max: float = 0.1
+    from_scratch: bool = False
+    e_scale: float = 0.2
+    curriculum: str = "rotational"
+    rotation: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.curriculum not in CURRICULA:
+            raise InvalidInputError(f"Unknown curriculum {self.curriculum!r}: expected one of {', '.join(CURRICULA)}.")
+        for name in ("steps", "batch_size", "rotation"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidInputError(f"{name}={value!r}: expected a positive whole number.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
+        for name, end in (("warmup", "below 1"), ("p_max", "below 1"), ("e_scale", "1")):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (value == 1 and end != "1"):
+                raise InvalidInputError(f"{name}={value}: expected a number from 0 to {end}.")
+
+
+def dropout_rates(config: LayerSkipConfig, n_blocks: int, step: int) -> Float[np.ndarray, " block"]:
+    """Each block's chance of being left out at `step` (from 0): S(t) D(l) p_max, equations 2 to 4.
+
+    D(l) = exp(l ln2 / (L - 1)) - 1 is 0 for the first block and 1 for the last. S(t) is 1, or, from scratch, grows over
+    the steps in the same way.
+    """
+    over_blocks = 2 ** (np.arange(n_blocks) / max(n_blocks - 1, 1)) - 1
+    over_steps = 2 ** (step / max(config.steps - 1, 1)) - 1 if config.from_scratch else 1.0
+    return over_steps * over_blocks * config.p_max
+
+
+def loss_scales(n_blocks: int, e_scale: float) -> Float[np.ndarray, " block"]:
+    """e(l): how much the loss behind each block counts beside the others' (the equation after 6; not normalised).
+
+    e_scale (0 + 1 + ... + l), and for the last block L - 1 + e_scale (0 + ... + L - 2). The first block's is 0.
+    """
+    scales = e_scale * np.cumsum(np.arange(n_blocks, dtype=float))
+    scales[-1] = n_blocks - 1 + e_scale * sum(range(n_blocks - 1))
+    return scales
+
+
+def active_exits(config: LayerSkipConfig, n_blocks: int, step: int) -> Bool[np.ndarray, " block"]:
+    """C(t, l): behind which blocks there is a loss at `step` (from 0).
+
+    The last block's always has one. The paper does not say so of the rotational curriculum; its authors' recipe in
+    torchtune does it by default, and without it steps would go by in which nothing holds the model's end in place.
+    """
+    blocks = np.arange(n_blocks)
+    if config.curriculum == "rotational":
+        active = (blocks - step) % config.rotation == 0
+    else:
+        active = blocks >= n_blocks - 1 - 2 * n_blocks * step // config.steps
+    active[-1] = True
+    return active
+
+
+def loss_weights(config: LayerSkipConfig, n_blocks: int, step: int) -> Float[np.ndarray, " block"]:
+    """The share of each exit's loss in the loss of `step`, equation 6: C(t, l) e(l), normalised to a sum of 1."""
+    scales = active_exits(config, n_blocks, step) * loss_scales(n_blocks, config.e_scale)
+    return scales / scales.sum()
+
+
+def finetune(
+    model: PreTrainedModel,
+    sequences: Sequence[Tensor],
+    config: LayerSkipConfig,
+    *,
+    counted: Sequence[Tensor] | None = None,
+    log: str | Path | None = None,
+) -> tuple[PreTrainedModel, pd.DataFrame]:
+    """Fine-tunes a copy of the model, all of its weights, on the next tokens of text; `model` stays as it is.
+
+    The copy is trained in float32 (float64 stays), with the model's own dropout off, and comes back frozen, in the
+    model's type. A run takes minutes and is not resumed: one that fails returns nothing and writes nothing but its log.
+
+    Args:
+        sequences: 1-D LongTensors, one a document.
+        counted: for each a mask [position] of the positions to learn from (`Corpus.counted`); None for all. A position
+            stands for what is said next, so the last one of a sequence never counts.
+        log: file that gets the rows of the report as they come, one JSON object a line.
+
+    Returns:
+        The tuned copy, and one row per step and exit that had a loss then: step (from 1), tokens (so far), depth, loss
+        [nats, mean over the tokens of the step, before the update], weight, learning_rate, tokens_per_second.
+
+    Raises:
+        CorpusError: no sequences, or none with a position to learn from. ModelError: the model cannot be cut.
+        TrainingError: the loss or its gradient is not a number.
+    """
+    masks = _with_a_next(sequences, counted)
+    usable = [i for i, mask in enumerate(masks) if mask.any()]
+    if not usable:
+        raise CorpusError(f"Nothing to learn from in {len(sequences)} sequences: no position that counts has a next.")
+    tuned = copy.deepcopy(model).to(torch.promote_types(model.dtype, torch.float32)).eval().requires_grad_(True)
+    backbone, rows, tokens = Backbone.of(tuned), [], 0
+    optimizer = torch.optim.AdamW(tuned.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * config.steps), config.steps)
+    generator, started = torch.Generator().manual_seed(config.seed), time.perf_counter()
+    with Report(rows, log, None, writes=True) as report, tqdm(total=config.steps, desc="fine-tuning") as bar:
+        for step, numbers in enumerate(_batches(len(usable), config, generator)):
+            batch, counts = pad([sequences[usable[i]] for i in numbers], [masks[usable[i]] for i in numbers])
+            rates = torch.from_numpy(dropout_rates(config, backbone.n_blocks, step))
+            kept = torch.rand(backbone.n_blocks, len(batch), generator=generator, dtype=rates.dtype) >= rates[:, None]
+            weights = loss_weights(config, backbone.n_blocks, step)
+            losses = exit_losses(backbone, batch.to(tuned.device), counts.to(tuned.device), weights, kept)
+            total = sum(float(weights[depth - 1]) * loss for depth, loss in losses.items())
+            rate = schedule.get_last_lr()[0]
+            total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(tuned.parameters(), config.max_grad_norm)
+            if not torch.isfinite(total) or not torch.isfinite(norm):
+                raise TrainingError(
+                    f"The loss is {total.item()} at step {step + 1}, its gradient {norm.item()}. The model given is as "
+                    f"it was; lower learning_rate ({config.learning_rate}) or check the text."
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            tokens += int(counts.sum())
+            speed = tokens / (time.perf_counter() - started)
+            shared = {"step": step + 1, "tokens": tokens, "learning_rate": rate, "tokens_per_second": speed}
+            report.add([
+                {**shared, "depth": depth, "loss": loss.item(), "weight": float(weights[depth - 1])}
+                for depth, loss in losses.items()
+            ])  # fmt: skip
+            bar.update()
+            bar.set_postfix_str(f"loss {rows[-1]['loss']:.2f} at the end, {speed:.0f} tokens/s")
+    order = ["step", "tokens", "depth", "loss", "weight", "learning_rate", "tokens_per_second"]
+    return tuned.to(model.dtype).requires_grad_(False), pd.DataFrame(rows)[order]
+
+
+def exit_losses(
+    backbone: Backbone,
+    tokens: Int[Tensor, "batch position"],
+    counted: Bool[Tensor, "batch position"],
+    weights: Float[np.ndarray, " block"],
+    kept: Bool[Tensor, "block batch"],
+) -> dict[int, Float[Tensor, ""]]:
+    """Cross-entropy with the next token by depth [nats, mean over the positions that count], where a weight is not 0.
+
+    counted: never a sequence's last position, which has no next token.
+    kept: which blocks each sequence passes. One that is left out hands the state on as it came (equation 1). It is
+    computed all the same: what a block is called with differs between architectures, and cannot be cut into rows.
+    """
+    span, losses, real = backbone.capture(tokens), {}, counted[:, :-1]
+    hidden, target = span.hidden, tokens[:, 1:][real]
+    for block in range(backbone.n_blocks):
+        passed, stays = backbone.run(block, block + 1, hidden, span), kept[block].to(hidden.device)
+        hidden = passed if stays.all() else torch.where(stays[:, None, None], passed, hidden)
+        if weights[block] > 0:
+            losses[block + 1] = F.cross_entropy(backbone.unembed(hidden[:, :-1][real]).float(), target)
+    return losses
+
+
+@torch.no_grad()
+def read_exits(
+    model: PreTrainedModel,
+    sequences: Sequence[Tensor],
+    *,
+    counted: Sequence[Tensor] | None = None,
+    depths: Sequence[int] | None = None,
+    batch_size: int = 4,
+) -> pd.DataFrame:
+    """What the model's own norm and unembedding say at each depth of a text, beside what its last block says.
+
+    Returns:
+        One row per sequence and depth: sequence, depth, tokens (positions that count and have a next), agreed (those
+        where the most likely token is that of the last block), nats (-log probability of what the text says next,
+        summed). exp(Σ nats / Σ tokens) is the perplexity.
+
+    Args:
+        depths: None for all, the model's end (the number of blocks) included.
+    """
+    backbone, masks, rows = Backbone.of(model), _with_a_next(sequences, counted), []
+    depths = range(1, backbone.n_blocks + 1) if depths is None else depths
+    for start in tqdm(range(0, len(sequences), batch_size), desc="reading exits", unit="batch"):
+        tokens, real = pad(sequences[start : start + batch_size], masks[start : start + batch_size])
+        tokens, real = tokens.to(model.device), real[:, :-1].to(model.device)
+        states = backbone.states(tokens, sorted({*depths, backbone.n_blocks}))
+        target, row = tokens[:, 1:][real], real.nonzero()[:, 0].cpu().numpy() + start
+        choice = backbone.unembed(states[backbone.n_blocks][:, :-1][real]).argmax(-1)
+        for depth in depths:
+            logits = backbone.unembed(states[depth][:, :-1][real]).float()
+            nats = F.cross_entropy(logits, target, reduction="none").cpu().numpy()
+            agreed = (logits.argmax(-1) == choice).cpu().numpy()
+            table = pd.DataFrame({"sequence": row, "depth": depth, "tokens": 1, "agreed": agreed, "nats": nats})
+            rows.append(table.groupby(["sequence", "depth"], as_index=False).sum())
+    if not rows:
+        raise CorpusError("No sequences to read the exits on.")
+    return pd.concat(rows, ignore_index=True).sort_values(["sequence", "depth"], ignore_index=True)
+
+
+def _with_a_next(sequences: Sequence[Tensor], counted: Sequence[Tensor] | None) -> list[Tensor]:
+    """For each sequence the mask of the positions that count (None: all) and have a next token."""
+    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if counted is None else counted
+    return [mask & (torch.arange(len(mask)) < len(mask) - 1) for mask in masks]
+
+
+def _batches(n: int, config: LayerSkipConfig, generator: torch.Generator) -> list[list[int]]:
+    """The numbers of the sequences of each step: all of them in turn, every time in another order."""
+    needed = config.steps * config.batch_size
+    orders = [torch.randperm(n, generator=generator) for _ in range(math.ceil(needed / n))]
+    return torch.cat(orders)[:needed].view(config.steps, config.batch_size).tolist()
