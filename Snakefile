@@ -45,12 +45,14 @@ NOTEBOOKS = {
     "03_calibration": (TRACES, artefacts("results", "calibration.parquet", "violations.parquet")
         + figures("03_calibration", "03_violations", "03_shift")),
     "04_speed_accuracy": (
-        HEADS + CALIBRATION_TRACES,
-        artefacts("results", "speed_accuracy.parquet") + figures("04_accuracy", "04_speed"),
+        HEADS + TRACES,
+        artefacts("results", "speed_accuracy.parquet")
+        + figures("04_accuracy", "04_speed", "04_exits", "04_anytime"),
     ),
     "05_acceptance": (
         HEADS + CALIBRATION_TRACES,
-        artefacts("results", "acceptance.parquet") + figures("05_acceptance", "05_speed"),
+        artefacts("results", "acceptance.parquet", "predicted.parquet")
+        + figures("05_acceptance", "05_speed", "05_predicted"),
     ),
 }
 
@@ -63,6 +65,10 @@ FULL = {
     "08_layerskip_training": (
         CORPORA + HEADS,
         artefacts("results", "layerskip_training.parquet") + figures("08_exits", "08_cost"),
+    ),
+    "09_peers": (
+        CORPORA + HEADS + CALIBRATION_TRACES + artefacts("results", "acceptance.parquet"),
+        artefacts("results", "peers.parquet") + figures("09_peers", "09_pareto"),
     ),
 }
 

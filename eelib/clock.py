@@ -43,11 +43,12 @@ class Timings:
     def tokens_per_second(self, work: Work) -> float:
         return work.emitted / self.seconds(work)
 
-    def alike(self, depths: Sequence[int]) -> "Timings":
-        """The same, with a head at each of these depths that takes what the timed ones take on average: for exits by
-        the model's own unembedding, of which a few are timed."""
-        seconds = float(np.mean([s for key, s in self.pieces.items() if key[0] == "head"]))
-        return replace(self, pieces=self.pieces | {("head", depth): seconds for depth in depths})
+    def with_heads(self, other: "Timings", depths: Sequence[int]) -> "Timings":
+        """The same model's blocks with other heads: at each of these depths one that takes what `other`'s take on
+        average. For exits by the model's own unembedding, of which a few are timed."""
+        seconds = float(np.mean([s for key, s in other.pieces.items() if key[0] == "head"]))
+        blocks = {key: s for key, s in self.pieces.items() if key[0] != "head"}
+        return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
 
     def table(self) -> pd.DataFrame:
         """One row a piece and number of positions: piece, positions, seconds."""
@@ -79,14 +80,20 @@ class Timings:
 
 
 def time_pieces(
-    model: PreTrainedModel, heads: ExitHeads, prompts: Sequence[Tensor], *, max_new_tokens: int = 40
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    prompts: Sequence[Tensor],
+    *,
+    positions: Sequence[int] = POSITIONS,
+    max_new_tokens: int = 40,
 ) -> Timings:
     """Times every segment that ends or begins at a head, every head, embedding, unembedding and prefill, by decoding
-    the prompts with policies that between them use each at POSITIONS positions a call. The first prompt warms up.
+    the prompts with policies that between them use each at so many positions a call. The first prompt, cut short, warms
+    up.
 
     Args:
-        heads: trained ones; with the model's own unembedding in their place the pieces of LayerSkip's own decoding.
         prompts: [1, position] each, at least two.
+        positions: from 1 up; (1,) times the heads and single positions only.
 
     Raises:
         InvalidInputError: too few prompts.
@@ -94,13 +101,13 @@ def time_pieces(
     if len(prompts) < 2:
         raise InvalidInputError(f"{len(prompts)} prompts: expected at least two, since the first one warms up.")
     policies = [Never(), Confidence("max_prob", (2.0,) * len(heads.depths), back_off=False)]  # asks all, in vain
-    policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in POSITIONS[1:]]
+    policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in positions[1:]]
     pieces, rest = defaultdict(list), []
     for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
         for policy in policies:
             log: list[tuple[tuple, float]] = []
             stats = generate(
-                model, prompt, heads=heads, policy=policy, max_new_tokens=max_new_tokens,
+                model, prompt, heads=heads, policy=policy, max_new_tokens=max_new_tokens if number else 8,
                 session=lambda *given, log=log: _Timed(log, *given),
             ).stats  # fmt: skip
             if number:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from eelib.backbone import Backbone
+from eelib.decoding import DecodingStats
 from eelib.heads import ExitHeads
 from eelib.kvcache import KVCache
 from eelib.replay import Work
@@ -56,6 +57,12 @@ def costs(model: PreTrainedModel, heads: ExitHeads) -> Costs:
     unembedding = backbone.unembedding.weight.numel()
     whole = backbone.n_blocks * block + unembedding
     return Costs(block / whole, unembedding / whole, {d: heads.weights(d)[1] / whole for d in heads.depths})
+
+
+def decoding_cost(costs: Costs, stats: DecodingStats) -> float:
+    """What a decoding run read, in passes of the whole model; plain decoding costs 1 a token."""
+    heads = sum(costs.heads[depth] * asked for depth, asked in stats.head_positions.items())
+    return sum(stats.block_calls) * costs.block + heads + stats.block_calls[-1] * costs.unembedding
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -43,6 +44,28 @@ def interleaved(
             seconds = time.perf_counter() - started
             rows.append({"candidate": name, "repeat": repeat, "seconds": seconds, "result": result})
     return pd.DataFrame(rows)
+
+
+def peak_memory(call: Callable[[], object]) -> float:
+    """Bytes that a call held at its peak beyond what was held before it: of the accelerator where there is one, else of
+    the process, as Linux counts it. NaN where the system does not say."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return float(torch.cuda.max_memory_allocated() - before)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+        before = _resident("VmRSS")
+    except OSError:
+        return float("nan")
+    call()
+    return float(max(0, _resident("VmHWM") - before))
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def synchronize() -> None:

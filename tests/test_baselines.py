@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import N_BLOCKS, Pattern, own_text, prompts, random_heads, tiny_model
+from conftest import N_BLOCKS, VOCAB_SIZE, Pattern, letters, own_text, prompts, random_heads, tiny_model
 
 import eelib
 from eelib.baselines import calm, hf, working
@@ -251,3 +251,18 @@ def test_sled_decodes(llama):
         moved = eelib.generate(llama, prompt, policy=Sled((1, 3), rate=60.0), verify=False, session=Evolving, **LENGTH)
         assert not torch.equal(moved.sequences, still.sequences)
         assert moved.stats.head_positions == {1: 20, 3: 20}
+
+
+def test_sled_in_the_harness(llama):
+    from lm_eval.models.huggingface import HFLM
+
+    from eelib.baselines.sled_lm import SledLM
+
+    model, tokenizer = tiny_model("llama", torch.float32), letters()
+    exits = eelib.ExitHeads.init(model, [2, 4], "none")
+    given = {"batch_size": 1, "max_length": 64}
+    lm, plain = SledLM(model, tokenizer, exits, steps=2, **given), HFLM(model, tokenizer=tokenizer, **given)
+    text = torch.randint(3, VOCAB_SIZE, (1, 9))
+    found, own = lm._model_call(text), plain._model_call(text)
+    assert torch.equal(found.topk(10).indices.sort().values, own.topk(10).indices.sort().values)
+    assert (found == FLOOR).sum(-1).eq(VOCAB_SIZE - 10).all() and not found.max().allclose(own.max())

@@ -46,7 +46,7 @@ def test_seconds_add_up():
     other = Work(calls=Counter({("head", 4): 1}))
     with pytest.raises(InvalidInputError, match="depth 4"):
         TIMED.seconds(other)
-    assert TIMED.alike([4]).seconds(other) == pytest.approx(0.05)
+    assert TIMED.with_heads(TIMED, [4]).seconds(other) == pytest.approx(0.05)
 
 
 def test_timing_meets_every_piece_and_changes_no_token(llama):
@@ -59,6 +59,8 @@ def test_timing_meets_every_piece_and_changes_no_token(llama):
     assert all(seconds > 0 for seconds in timings.pieces.values()) and timings.per_round >= 0
     table = timings.table()
     assert len(table) == len(timings.pieces) and {"blocks 0 to 1", "head at 5", "prefill"} <= set(table.piece)
+    single = time_pieces(llama, heads, asked[:2], positions=(1,), max_new_tokens=16)
+    assert {key[-1] for key in single.pieces if key[0] == "blocks"} == {1} and ("head", 3) in single.pieces
     with pytest.raises(InvalidInputError, match="at least two"):
         time_pieces(llama, heads, asked[:1])
 

@@ -73,3 +73,10 @@ def test_interleaving_takes_turns():
     table = measure.interleaved({n: (lambda n=n: calls.append(n)) for n in "ab"}, repeats=3, warm_up=1)
     assert calls == list("abababab") and len(table) == 6
     assert {"processor", "cores", "torch"} <= set(measure.machine())
+
+
+def test_peak_memory_is_what_a_call_holds_at_once():
+    size = 200 * 2**20
+    peak = measure.peak_memory(lambda: torch.ones(size, dtype=torch.uint8).sum())
+    assert np.isnan(peak) or 0.8 * size < peak < 3 * size
+    assert not measure.peak_memory(lambda: None) > 0.2 * size

@@ -12,7 +12,8 @@ ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
     "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports objective training "
     "recipe traces combined separation bounds exits risk calibration violations policies sampling options decoding "
-    "monitor replay cost clock robustness planning lossless comparison benchmarks baselines adapter harness figures batch"
+    "monitor replay cost clock robustness planning lossless comparison benchmarks adapter harness baselines figures "
+    "batch"
 ).split()
 
 

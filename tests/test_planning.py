@@ -5,7 +5,7 @@ import pytest
 from conftest import N_BLOCKS, after, prompts, random_heads
 
 import eelib
-from eelib.cost import costs, inventory
+from eelib.cost import costs, decoding_cost, inventory
 from eelib.planning import expected, on_front
 from eelib.replay import Exits, replay_text
 
@@ -48,6 +48,11 @@ def test_passes_of_the_whole_model(llama, told):
     plain, fixed = table.work
     assert price.passes(plain) == pytest.approx(120)
     whole = price.fixed_exit_round(3, N_BLOCKS, 4)
+    runs = [
+        eelib.generate(llama, p, heads=heads, policy=eelib.FixedExit(3, 4), max_new_tokens=30, eos_token_id=None).stats
+        for p in prompts(4)
+    ]
+    assert price.passes(fixed) == pytest.approx(sum(decoding_cost(price, stats) for stats in runs))
     assert price.passes(fixed) == pytest.approx(fixed.rounds * whole + 4, rel=0.1)  # last rounds are shorter
 
 
