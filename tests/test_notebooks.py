@@ -43,8 +43,8 @@ SMALL = {
         "draft_lengths": [2, 4], "decoded_prompts": 2,
     },
     "09_peers": {
-        "tuning_prompts": 2, "judged_prompts": 2, "peer_prompts": 2, "repeats": 2, "epsilons": [0.5], "classifier_texts": 8,
-        "claimed": [0.8], "cases": 3, "sled_exits": 2, "max_new_tokens": 8,
+        "tuning_prompts": 2, "judged_prompts": 2, "peer_prompts": 2, "repeats": 2, "epsilons": [0.5],
+        "classifier_texts": 8, "claimed": [0.8], "cases": 3, "sled_exits": 2, "max_new_tokens": 8,
     },
 }  # fmt: skip
 
