@@ -94,3 +94,11 @@ def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, resamples: i
     generator, n = np.random.default_rng(seed), len(a)
     resampled = [ratio(generator.integers(n, size=n)) for _ in range(resamples)]
     return percentile_interval("acceptance_ratio", ratio(np.arange(n)), np.array(resampled))
+
+
+def relative_speed(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:
+    """Tokens per second of `ours` over those of `theirs` on the same prompts: median over prompts of medians over
+    repeats, with its 95% interval."""
+    speeds = runs.groupby(["prompt", "candidate"]).tokens_per_second.median().unstack()
+    value, low, high = median_interval(speeds[ours] / speeds[theirs], seed=seed)
+    return {"relative_speed": value, "relative_speed_low": low, "relative_speed_high": high}

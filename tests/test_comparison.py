@@ -61,6 +61,17 @@ def test_acceptance_ratio_is_paired_by_prompt():
     assert found == pytest.approx({"acceptance_ratio": 2, "acceptance_ratio_low": 2, "acceptance_ratio_high": 2})
 
 
+def test_relative_speed_is_paired_by_prompt():
+    rows = [
+        {"prompt": p, "candidate": c, "repeat": r, "tokens_per_second": v * (p + 1) * (1 + 0.1 * r)}
+        for p in range(6)
+        for r in range(3)
+        for c, v in (("ours", 3), ("theirs", 2))
+    ]
+    found = comparison.relative_speed(pd.DataFrame(rows), "ours", "theirs")
+    assert found == pytest.approx(dict.fromkeys(("relative_speed", "relative_speed_low", "relative_speed_high"), 1.5))
+
+
 def test_bad_input():
     with pytest.raises(InvalidInputError, match="reference"):
         comparison.compare({"a": lambda p: p}, prompts(1), reference="reference")
