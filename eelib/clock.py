@@ -25,7 +25,7 @@ POSITIONS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of the pieces of decoding on one machine, means over calls.
+    """Seconds of the pieces of decoding on one machine, medians over calls.
 
     pieces: keys as in `Work.calls`, measured in place, with what the other pieces leave in the caches.
     per_round, per_token: bookkeeping, fitted to what remains; a token is one emitted or drafted.
@@ -117,7 +117,7 @@ def time_pieces(
                 rest.append((stats.rounds, stats.emitted + stats.drafted, stats.seconds - spent))
     counts, remains = np.array([row[:2] for row in rest], float), np.array([row[2] for row in rest])
     per_round, per_token = np.linalg.lstsq(counts, remains, rcond=None)[0].clip(min=0)
-    return Timings({key: float(np.mean(found)) for key, found in pieces.items()}, float(per_round), float(per_token))
+    return Timings({key: float(np.median(found)) for key, found in pieces.items()}, float(per_round), float(per_token))
 
 
 def _between(known: dict[int, float], n: int) -> float:
