@@ -13,7 +13,7 @@ from eelib.confidence import check_thresholds
 from eelib.errors import InvalidInputError
 from eelib.exits import TARGETS, HeadScores
 from eelib.risk import ThresholdPath, control_risk
-from eelib.separation import mean_interval, ratio_interval, risk_coverage
+from eelib.separation import curve_of, mean_interval, ratio_interval
 from eelib.workspace import written_whole
 
 METHODS = ("empirical", "cascade", "risk")
@@ -236,7 +236,7 @@ def _fitted(tokens: HeadScores, target: str, epsilon: float, in_order: bool) -> 
             thresholds.append(None)
             continue
         allowed = allowed + share if in_order else share
-        curve = risk_coverage(scores[reach], agrees[reach])
+        curve = curve_of(scores[reach], agrees[reach])
         # Compared as counts: 1 - risk loses the last bit, and an agreement of exactly ε qualifies.
         exited = np.rint(curve.coverage * reach.sum())
         wrong = np.rint(curve.risk * exited)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from eelib.bounds import P_VALUES
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.exits import HeadScores
-from eelib.separation import risk_coverage
+from eelib.separation import curve_of
 
 ThresholdPath = Float[np.ndarray, "point head"]
 """Candidates for the thresholds, strictest first: along it no threshold rises. inf: the head never exits."""
@@ -26,7 +26,7 @@ def risk_path(tokens: HeadScores, points: int = 200) -> ThresholdPath:
     levels, columns = np.linspace(1, 0, points), []
     weights = 1 / np.bincount(tokens.sequence)[tokens.sequence]
     for scores, agrees in zip(tokens.scores.T, tokens.agrees.T, strict=True):
-        curve = risk_coverage(scores, agrees, weights)
+        curve = curve_of(scores, agrees, weights)
         reachable = np.maximum.accumulate(1 - curve.risk[::-1])[::-1]  # the best agreement from here to looser ones
         loosest = np.searchsorted(-reachable, -levels, side="right") - 1
         columns.append(np.append(curve.threshold, np.inf)[loosest])  # -1, where none reaches it, is the last: inf

@@ -5,6 +5,7 @@ a bootstrap over sequences.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,19 @@ from eelib.confidence import METRICS
 from eelib.errors import InvalidInputError
 
 
-def risk_coverage(scores: np.ndarray, agrees: np.ndarray, weights: np.ndarray | None = None) -> pd.DataFrame:
-    """Risk (share of disagreement) among the tokens that exit, for every coverage, tied scores exiting together.
+class Curve(NamedTuple):
+    """Risk against coverage, one entry a threshold, strictest first."""
 
-    Columns: threshold, coverage (share of tokens that exit), risk. Declined tokens (-inf) never exit. Tokens count as
-    their `weights` say; None: all the same.
+    threshold: np.ndarray
+    coverage: np.ndarray
+    risk: np.ndarray
+
+
+def curve_of(scores: np.ndarray, agrees: np.ndarray, weights: np.ndarray | None = None) -> Curve:
+    """Risk (share of disagreement) among the tokens that exit, for every coverage (share of tokens that exit), tied
+    scores exiting together.
+
+    Declined tokens (-inf) never exit. Tokens count as their `weights` say; None: all the same.
     """
     order = np.argsort(-scores, kind="stable")
     scores, agrees, weights = scores[order], agrees[order], 1 if weights is None else weights[order]
@@ -29,14 +38,19 @@ def risk_coverage(scores: np.ndarray, agrees: np.ndarray, weights: np.ndarray | 
     exited = np.cumsum(np.ones(len(scores)) * weights)
     agreed = np.cumsum(agrees * weights)[last_of_tie]
     coverage, exited = exited[last_of_tie] / exited[-1], exited[last_of_tie]
-    return pd.DataFrame({"threshold": scores[last_of_tie], "coverage": coverage, "risk": 1 - agreed / exited})
+    return Curve(scores[last_of_tie], coverage, 1 - agreed / exited)
+
+
+def risk_coverage(scores: np.ndarray, agrees: np.ndarray) -> pd.DataFrame:
+    """`curve_of` as a table with the columns threshold, coverage and risk."""
+    return pd.DataFrame(curve_of(scores, agrees)._asdict())
 
 
 def aurc(scores: np.ndarray, agrees: np.ndarray) -> float:
     """Area under the risk-coverage curve up to full coverage of the rows given; smaller is better."""
-    curve = risk_coverage(scores, agrees)
+    curve = curve_of(scores, agrees)
     widths = np.diff(curve.coverage, prepend=0.0)
-    return float((curve.risk * widths).sum() / curve.coverage.iloc[-1])
+    return float((curve.risk * widths).sum() / curve.coverage[-1])
 
 
 STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
