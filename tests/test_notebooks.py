@@ -44,7 +44,8 @@ SMALL = {
     },
     "09_peers": {
         "tuning_prompts": 2, "judged_prompts": 2, "peer_prompts": 2, "repeats": 2, "epsilons": [0.5],
-        "classifier_texts": 8, "claimed": [0.8], "cases": 3, "sled_exits": 2, "max_new_tokens": 8,
+        "classifier_texts": 8, "claimed": [0.8], "cases": 3, "sled_exits": 2,
+        "max_new_tokens": 8, "compile_static": False,
     },
 }  # fmt: skip
 
