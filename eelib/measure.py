@@ -1,5 +1,7 @@
 """Timing that can be trusted: warm-up, interleaved repeats, and the machine's description beside the numbers."""
 
+import ctypes
+import gc
 import os
 import platform
 import time
@@ -55,9 +57,11 @@ def peak_memory(call: Callable[[], object]) -> float:
         call()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else a call finds room in what earlier ones gave back
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
         before = _resident("VmRSS")
-    except OSError:
+    except (OSError, AttributeError):
         return float("nan")
     call()
     return float(max(0, _resident("VmHWM") - before))

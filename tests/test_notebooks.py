@@ -39,11 +39,11 @@ SMALL = {
         "steps": 5, "tested": 2, "documents": 8, "length": 48, "cases": 4, "prompts": 2, "max_new_tokens": 8,
     },
     "05_acceptance": {
-        "tuning_prompts": 2, "held_out_prompts": 3, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
-        "draft_lengths": [2, 4], "decoded_prompts": 2,
+        "tuning_prompts": 2, "held_out_prompts": 2, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
+        "draft_lengths": [2, 4], "decoded_prompts": 1, "finalists": 1,
     },
     "09_peers": {
-        "tuning_prompts": 2, "judged_prompts": 2, "peer_prompts": 2, "repeats": 2, "epsilons": [0.5],
+        "tuning_prompts": 2, "judged_prompts": 2, "peer_prompts": 1, "repeats": 2, "epsilons": [0.5],
         "classifier_texts": 8, "claimed": [0.8], "cases": 3, "sled_exits": 2,
         "max_new_tokens": 8, "compile_static": False,
     },
