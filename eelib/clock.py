@@ -11,13 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.decoding import Session, generate
+from eelib.decoding import generate
 from eelib.errors import InvalidInputError
 from eelib.frontier import Frontier
 from eelib.heads import ExitHeads
 from eelib.measure import synchronize
 from eelib.policies import Confidence, FixedExit, Never
 from eelib.replay import Work
+from eelib.session import Session
 
 POSITIONS = (1, 2, 4, 8)
 """Verification is measured with so many positions in one call; between them seconds are interpolated."""

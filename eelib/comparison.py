@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eelib.decoding import DecodingOutput
 from eelib.errors import InvalidInputError
 from eelib.measure import interleaved
 from eelib.separation import median_interval, percentile_interval, ratio_interval
+from eelib.session import DecodingOutput
 
 Decoder = Callable[[Tensor], DecodingOutput | Tensor]
 """Takes a prompt [1, position]; returns what `eelib.generate` or a model's own `generate` returns."""

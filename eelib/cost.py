@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from eelib.backbone import Backbone
-from eelib.decoding import DecodingStats
 from eelib.heads import ExitHeads
 from eelib.kvcache import KVCache
 from eelib.replay import Work
+from eelib.session import DecodingStats
 
 
 @dataclass(frozen=True)

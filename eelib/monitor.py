@@ -5,10 +5,10 @@ import pandas as pd
 
 from eelib.bounds import SequentialTest
 from eelib.calibration import Calibration, calibrate
-from eelib.decoding import DecodingOutput
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.exits import HeadScores
 from eelib.separation import ratio_difference_interval, ratio_interval
+from eelib.session import DecodingOutput
 
 POPULATIONS = ("verified", "audited")
 """verified: drafts of lossless decoding whose fate is known, among all new tokens of a sequence. Where a draft was not

@@ -96,7 +96,7 @@ def exits_of(policy: Policy, traces: pd.DataFrame) -> Exits:
 
 
 def replay_text(policy: Policy, exits: Exits, n_blocks: int, prompt_length: int) -> Work:
-    """The rounds of one text, with the engine's own order of calls (`eelib.decoding`, `eelib.frontier`)."""
+    """The rounds of one text, with the engine's own order of calls (`eelib.session`, `eelib.frontier`)."""
     work, n = Work(emitted=len(exits.at)), len(exits.at)
     work.calls["prefill", prompt_length] += 1
     state = policy.start(torch.zeros(1, prompt_length, dtype=torch.long), exits.depths)

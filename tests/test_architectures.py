@@ -61,13 +61,13 @@ def test_draft_vocabulary_is_a_part_of_the_whole(family_model):
 def test_early_exit_fills_every_state_exactly(family_model, monkeypatch):
     """All keys, values and the last logits equal those of one teacher-forced pass over the emitted text."""
     sessions = []
-    decode = eelib.decoding.Session.decode
+    decode = eelib.session.Session.decode
 
     def keep(session, *args):
         sessions.append(session)
         return decode(session, *args)
 
-    monkeypatch.setattr(eelib.decoding.Session, "decode", keep)
+    monkeypatch.setattr(eelib.session.Session, "decode", keep)
     heads = random_heads(family_model)
     out = eelib.generate(
         family_model,

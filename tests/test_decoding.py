@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eelib
-from eelib import decoding
+from eelib import session
 from eelib.backbone import Backbone
 from eelib.errors import HeadsError
 
@@ -21,14 +21,14 @@ def scripted(monkeypatch, model, prompt, wrong_at, draft_length, new=12, **kwarg
     own = own_text(model, prompt, max_new_tokens=new, **kwargs)
     truth, wrong = own[0].tolist(), [prompt.shape[1] + i for i in wrong_at]
 
-    draft_of = decoding.Session._draft
+    draft_of = session.Session._draft
 
     def draft(session, prefix):
         position = prefix.shape[1]
         token = truth[position] if position < len(truth) else 0
         return replace(draft_of(session, prefix), token=(token + (position in wrong)) % VOCAB_SIZE)
 
-    monkeypatch.setattr(decoding.Session, "_draft", draft)
+    monkeypatch.setattr(session.Session, "_draft", draft)
     return own, eelib.generate(model, prompt, policy=eelib.FixedExit(3, draft_length), max_new_tokens=new, **kwargs)
 
 

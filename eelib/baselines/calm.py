@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 from eelib.backbone import pad
 from eelib.bounds import hoeffding_bentkus
 from eelib.confidence import confidence
-from eelib.decoding import Session
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.heads import ExitHeads
 from eelib.lessons import Lessons
 from eelib.policies import Policy
+from eelib.session import Session
 from eelib.traces import record_traces
 
 CONFIDENCES = ("softmax", "saturation", "classifier")

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from eelib.cost import Costs
-from eelib.decoding import Session
 from eelib.errors import InvalidInputError
 from eelib.frontier import Frontier
 from eelib.policies import Policy
+from eelib.session import Session
 
 
 @dataclass(frozen=True)

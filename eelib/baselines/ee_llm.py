@@ -1,6 +1,6 @@
 """EE-LLM (arXiv 2312.04916): exits whose missing keys and values are recomputed by feeding the tokens again."""
 
-from eelib.decoding import Session
+from eelib.session import Session
 
 
 class Refeeding(Session):

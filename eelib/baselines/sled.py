@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eelib.decoding import Session
 from eelib.errors import InvalidInputError
 from eelib.policies import Policy
+from eelib.session import Session
 
 FLOOR = -1000.0
 """What tokens outside the most likely ones get in place of their logits."""
