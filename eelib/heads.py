@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone import Backbone
+from eelib.cards import model_card
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.lessons import Lesson
 from eelib.maps import MixedLinear, make_map
@@ -234,7 +235,7 @@ class ExitHeads(nn.Module):
         with written_whole(folder / "config.json") as path:
             path.write_text(json.dumps(described, indent=2) + "\n")
         with written_whole(folder / "README.md") as path:
-            path.write_text(_model_card(described))
+            path.write_text(model_card(described))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Uploads what `save_pretrained` writes, in one commit to a Hub repository that is made if need be.
@@ -286,19 +287,3 @@ class ExitHeads(nn.Module):
             ) from error
         heads.training_record = described["training"]
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
-
-
-def _model_card(described: dict) -> str:
-    heads, training = described["heads"], described["training"]
-    rows = "".join(
-        f"| {row['depth']} | {row['agreement']:.3f} | {row['loss']:.3f} |\n" for row in training.get("validation", [])
-    )
-    return (
-        f"# Early-exit heads for {described['backbone']}\n\n"
-        f"Kind `{heads['kind']}`, after {', '.join(map(str, heads['depths']))} of {described['n_blocks']} blocks; "
-        f"draft vocabulary: {heads['draft_vocab_size'] or 'the whole vocabulary'}. "
-        f"Backbone fingerprint `{described['fingerprint'][:12]}`; eelib {described['eelib_version']}.\n\n"
-        + (f"| depth | agreement, held-out text | KL [nats] |\n|---|---|---|\n{rows}\n" if rows else "")
-        + f"Training: `{json.dumps({k: v for k, v in training.items() if k != 'validation'})}`\n\n"
-        '```python\nheads = eelib.ExitHeads.from_pretrained("this folder", model)\n```\n'
-    )

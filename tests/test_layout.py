@@ -10,8 +10,9 @@ from eelib.workspace import PROJECT
 
 ORDER = (
     "errors workspace offline models measure kvcache probing int8 backbone exact frontier confidence chat "
-    "lessons batches self_generation sources prompts documents corpus vocabulary maps heads reports objective training "
-    "recipe traces combined separation bounds exits risk calibration violations policies sampling options session "
+    "lessons batches self_generation sources prompts documents corpus vocabulary maps cards heads reports objective "
+    "training recipe traces "
+    "combined separation bounds exits risk calibration violations policies sampling options session "
     "decoding monitor replay cost clock robustness planning lossless comparison benchmarks adapter harness "
     "baselines figures batch"
 ).split()
