@@ -70,6 +70,10 @@ FULL = {
         CORPORA + HEADS + CALIBRATION_TRACES + artefacts("results", "acceptance.parquet"),
         artefacts("results", "peers.parquet") + figures("09_peers", "09_pareto"),
     ),
+    "10_duel": (
+        HEADS + CALIBRATION_TRACES + artefacts("results", "acceptance.parquet"),
+        artefacts("results", "duel.parquet") + figures("10_duel"),
+    ),
 }
 
 unknown = set(config.get("parameters") or {}) - set(NOTEBOOKS | FULL)

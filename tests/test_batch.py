@@ -18,7 +18,7 @@ from eelib.errors import BatchError, InvalidInputError
 from eelib.workspace import PROJECT
 
 NOTEBOOKS = ("00_quickstart", "01_train_heads", "02_confidence", "03_calibration", "04_speed_accuracy", "05_acceptance")
-FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_peers")
+FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_peers", "10_duel")
 TRAINING = [  # what the Snakefile expects of 01
     "data/corpora/tiny/corpus.json",
     *(f"data/corpora/tiny/{split}.parquet" for split in ("train", "calibration", "test")),
