@@ -176,9 +176,16 @@ class Confidence(Policy):
         _check_positive("max_draft", self.max_draft)
 
     @classmethod
-    def from_calibration(cls, calibration: Calibration, max_draft: int = 16, back_off: bool = True) -> "Confidence":
-        """The policy that uses a calibration's metric and thresholds."""
-        given = calibration.metric, calibration.thresholds, max_draft, calibration.depths, back_off
+    def from_calibration(
+        cls, calibration: Calibration, max_draft: int = 16, back_off: bool = True, deepest: int | None = None
+    ) -> "Confidence":
+        """The policy that uses a calibration's metric and thresholds; with `deepest`, heads at greater depths are not
+        asked."""
+        thresholds = calibration.thresholds
+        if deepest is not None:
+            asked = zip(calibration.depths, thresholds, strict=True)
+            thresholds = tuple(threshold if depth <= deepest else None for depth, threshold in asked)
+        given = calibration.metric, thresholds, max_draft, calibration.depths, back_off
         return cls(*given, heads_fingerprint=calibration.heads_fingerprint)
 
     def check(self, heads):

@@ -101,6 +101,9 @@ def test_saved_and_loaded(tmp_path):
     loaded = eelib.Calibration.from_json(tmp_path / "c.json")
     assert (loaded.thresholds, loaded.depths, loaded.epsilon) == ((pytest.approx(-0.1), None), (2, 4), 0.8)
     assert eelib.Confidence.from_calibration(loaded).thresholds == loaded.thresholds
+    first, *others = loaded.thresholds
+    shallow = eelib.Confidence.from_calibration(loaded, deepest=loaded.depths[0])
+    assert shallow.thresholds == (first, *[None] * len(others)) and shallow.cuts(loaded.depths) == loaded.depths[:1]
     assert loaded.digest == found.digest
     (tmp_path / "bad.json").write_text("{}")
     for name in ("bad.json", "missing.json"):
