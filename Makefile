@@ -17,10 +17,10 @@ help:  ## show this list
 	@echo 'Variables: CONFIG=config/pythia.yaml, ARGS="options of Snakemake or pytest", LAB_ARGS, PYTHON=python3.12'
 
 paper: $(READY) $(OFFLINE)  ## run the notebooks that are out of date; figures land in figures/
-	@$(BIN)/python -m eelib.batch paper --config $(CONFIG) $(ARGS)
+	@$(BIN)/python -m workflow.batch paper --config $(CONFIG) $(ARGS)
 
 paper-full: $(READY) $(OFFLINE)  ## the same, and the notebooks that take longer
-	@$(BIN)/python -m eelib.batch paper --config $(CONFIG) full $(ARGS)
+	@$(BIN)/python -m workflow.batch paper --config $(CONFIG) full $(ARGS)
 
 test: $(READY) $(OFFLINE)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
@@ -29,17 +29,17 @@ test-slow: $(READY) $(OFFLINE)  ## run the long checks
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
-	@$(BIN)/python tests/bench_engine.py $(ARGS)
+	@$(BIN)/python tests/bench/engine.py $(ARGS)
 
 bench-heads: $(READY) $(OFFLINE)  ## print what making heads costs, as ratios (ARGS="generation training recipes")
-	@$(BIN)/python tests/bench_heads.py $(ARGS)
+	@$(BIN)/python tests/bench/heads.py $(ARGS)
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
 
 lint: $(READY)  ## check style and formatting, notebooks too
-	@$(BIN)/ruff check eelib tests notebooks
-	@$(BIN)/ruff format --check eelib tests notebooks
+	@$(BIN)/ruff check eelib workflow tests notebooks
+	@$(BIN)/ruff format --check eelib workflow tests notebooks
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -55,4 +55,4 @@ $(READY): pyproject.toml constraints.txt
 
 # The recipe fetches both and looks for itself what is missing; they age with nothing.
 $(OFFLINE): | $(READY)
-	@$(BIN)/python -m eelib.offline
+	@$(BIN)/python -m eelib.packaged

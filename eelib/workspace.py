@@ -1,4 +1,4 @@
-"""Where artefacts lie: one layout that notebooks, Snakefile and tests share."""
+"""Where artefacts lie: one layout, under the working folder or wherever the caller says."""
 
 import os
 from collections.abc import Iterator
@@ -6,8 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
-"""The checkout that holds this package, its notebooks, and data/ with the fetched model and benchmark cases."""
+
+def home() -> Path:
+    """Where artefacts go by default: `EELIB_HOME`, or the working folder where that is not set."""
+    return expanded(os.environ.get("EELIB_HOME") or ".")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `$VARIABLES` as a shell would read them, and absolute."""
+    return Path(os.path.expandvars(path)).expanduser().absolute()
 
 
 @dataclass(frozen=True)
@@ -16,15 +23,17 @@ class Workspace:
 
     Args:
         model: the model's short name, used as a folder name ("smollm2-135m").
-        root: folder that holds data/ and figures/; a relative path is taken from the project, not from the
-            working directory, so that a notebook finds the same files in JupyterLab and in papermill.
+        root: folder that holds data/ and figures/; None for `home()`. `~` and `$VARIABLES` are expanded.
     """
 
     model: str
-    root: str | Path = "."
+    root: str | Path | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "root", home() if self.root is None else expanded(self.root))
 
     def _data(self, kind: str) -> Path:
-        return PROJECT / self.root / "data" / kind / self.model
+        return self.root / "data" / kind / self.model
 
     @property
     def corpus(self) -> Path:
@@ -53,11 +62,11 @@ class Workspace:
 
     @property
     def figures(self) -> Path:
-        return PROJECT / self.root / "figures" / self.model
+        return self.root / "figures" / self.model
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path to write to, renamed to `path` when the block ends well and deleted when it does not.
 
     So a killed or failed run leaves no half-written file under the final name, and an earlier result stays.

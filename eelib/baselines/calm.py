@@ -2,7 +2,7 @@
 
 Its threshold is set by Learn-then-Test: from strict to loose, each candidate tested on calibration sequences until one
 fails. Its decoding fills the keys and values that an exit leaves out from the state at the exit, which is cheap and not
-what the model would have written: `Propagating` shows what that costs in agreement.
+what the model would have written: `CALMSession` shows what that costs in agreement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from eelib.backbone import pad
-from eelib.bounds import hoeffding_bentkus
-from eelib.confidence import confidence
+from eelib.backbone.segments import pad
+from eelib.backbone.teacher import Lessons
+from eelib.calibration.p_values import hoeffding_bentkus
+from eelib.confidence.metrics import confidence
+from eelib.confidence.traces import record_traces
+from eelib.decoding.policies import Policy
+from eelib.decoding.session import Session
 from eelib.errors import CorpusError, InvalidInputError
-from eelib.heads import ExitHeads
-from eelib.lessons import Lessons
-from eelib.policies import Policy
-from eelib.session import Session
-from eelib.traces import record_traces
+from eelib.heads.exit_heads import ExitHeads
 
 CONFIDENCES = ("softmax", "saturation", "classifier")
 """softmax: p(1) - p(2). saturation: the cosine of the state with that at the exit before (the first exit has none).
@@ -35,7 +35,7 @@ classifier: a linear one on the state, trained to say whether the head agrees wi
 
 
 @dataclass(frozen=True)
-class Calm(Policy):
+class CALM(Policy):
     """Exits where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
 
     confidence: one of CONFIDENCES. threshold: λ. decay: τ. length: N, the most new tokens. classifiers: by depth.
@@ -76,7 +76,7 @@ class Calm(Policy):
         return score >= self.at(position - state["first"]), score
 
 
-class Propagating(Session):
+class CALMSession(Session):
     """Early exit without verification that copies the state of an exit to all blocks above, as CALM does.
 
     Each block above runs whole to make its keys and values, where CALM would compute these alone: the seconds are an

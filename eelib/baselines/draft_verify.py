@@ -3,9 +3,9 @@ is moved after every round so that a given share of drafts is accepted."""
 
 from dataclasses import dataclass
 
-from eelib.confidence import confidence
+from eelib.confidence.metrics import confidence
+from eelib.decoding.policies import FixedExit
 from eelib.errors import InvalidInputError
-from eelib.policies import FixedExit
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """EE-LLM (arXiv 2312.04916): exits whose missing keys and values are recomputed by feeding the tokens again."""
 
-from eelib.session import Session
+from eelib.decoding.session import Session
 
 
-class Refeeding(Session):
-    """Early exit without verification (`eelib.generate(..., verify=False, session=Refeeding)`): every pass takes along,
-    from the first block on, all tokens since the last full one.
+class EELLMSession(Session):
+    """Early exit without verification (`verify=False, session=EELLMSession`): every pass takes along, from the first
+    block on, all tokens since the last full one.
 
     In exact arithmetic the text is that of this engine, which takes waiting positions up from where they left; what
     differs is the work: the lower blocks run again for every token that waits. EE-LLM exits by `max_prob`, and runs

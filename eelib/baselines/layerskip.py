@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from eelib.backbone import Backbone, pad
+from eelib.backbone.segments import Backbone, pad
 from eelib.errors import CorpusError, InvalidInputError, TrainingError
-from eelib.reports import Report
+from eelib.heads.training import Report
 
 CURRICULA = ("rotational", "gradual")
 

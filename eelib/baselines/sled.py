@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eelib.decoding.policies import Policy
+from eelib.decoding.session import Session
 from eelib.errors import InvalidInputError
-from eelib.policies import Policy
-from eelib.session import Session
 
 FLOOR = -1000.0
 """What tokens outside the most likely ones get in place of their logits."""
@@ -59,8 +59,12 @@ def sled(
 
 
 @dataclass(frozen=True)
-class Sled(Policy):
-    """Never exits; `Evolving` hears the exits. depths: which; None for all that the heads have (without heads, all)."""
+class SLED(Policy):
+    """Never exits; `SLEDSession` hears the exits.
+
+    depths: which; None for all that the heads have (without heads, all).
+    rate, k, steps: as `sled` takes them.
+    """
 
     depths: tuple[int, ...] | None = None
     rate: float = 2.0
@@ -71,8 +75,8 @@ class Sled(Policy):
         return tuple(head_depths) if self.depths is None else self.depths
 
 
-class Evolving(Session):
-    """Decodes by evolved logits: `eelib.generate(..., policy=Sled(), verify=False, session=Evolving)`. Every exit is
+class SLEDSession(Session):
+    """Decodes by evolved logits: `eelib.generate(..., policy=SLED(), verify=False, session=SLEDSession)`. Every exit is
     read out over the whole vocabulary for every token."""
 
     def _draft(self, prefix):

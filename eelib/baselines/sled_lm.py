@@ -5,9 +5,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eelib.backbone import Backbone
+from eelib.backbone.segments import Backbone
 from eelib.baselines.sled import sled
-from eelib.heads import ExitHeads
+from eelib.heads.exit_heads import ExitHeads
 
 
 class SledLM(HFLM):

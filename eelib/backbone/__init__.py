@@ -1,0 +1,15 @@
+"""The frozen model: loading it, finding its parts, and running it a segment of blocks at a time."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["loading", "probing", "segments", "kv_cache", "int8", "teacher"],
+    submod_attrs={
+        "loading": ["load_model"],
+        "segments": ["Backbone"],
+        "kv_cache": ["KVCache"],
+        "int8": ["with_int8"],
+        "teacher": ["Lesson", "Lessons"],
+    },
+)

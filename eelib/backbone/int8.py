@@ -1,0 +1,47 @@
+"""Matrix products in eight bits, for work that asks for speed and not for the model's every digit."""
+
+import torch
+from torch import Tensor, nn
+
+from eelib.backbone.probing import with_parts
+
+
+def with_int8(module: nn.Module) -> nn.Module:
+    """`module` as a shallow copy that multiplies in eight bits: weights rounded once, one scale an output; inputs when
+    they come, one scale a row. On a CPU with VNNI the products take a quarter to a third of float32's time.
+
+    A plain `nn.Linear` is replaced, any other class stays. (torchao's eager Int8DynamicActivationInt8WeightConfig was
+    no quicker than float32 when measured here; it needs torch.compile, and that a compiler.)
+    """
+    if type(module) is nn.Linear:
+        return _Int8Linear(module)
+    return with_parts(module, {name: with_int8(child) for name, child in module.named_children()})
+
+
+def int8_pays(device: torch.device) -> bool:
+    """Whether the device multiplies in eight bits quicker than in float32 and 16 bits: a CPU with VNNI without AMX."""
+    return device.type == "cpu" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
+
+
+class _Int8Linear(nn.Module):
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = _scale(weight)
+        self.register_buffer("scale", scale.squeeze(1))
+        self.register_buffer("rounded", (weight / scale).round_().to(torch.int8).t())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2).float()
+        scale = _scale(rows)
+        product = torch._int_mm((rows / scale).round_().to(torch.int8), self.rounded)
+        product = product.float().mul_(scale).mul_(self.scale)
+        if self.bias is not None:
+            product += self.bias
+        return product.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+def _scale(rows: Tensor) -> Tensor:
+    """What one step of eight bits stands for in each row, [row, 1]."""
+    return rows.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(rows.dtype).tiny).div_(127)

@@ -1,0 +1,116 @@
+"""A name becomes a model and its tokenizer: the packaged offline model, a folder, or a Hub id."""
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib import packaged
+from eelib.errors import InvalidInputError, ModelError
+from eelib.workspace import expanded
+
+PACKAGED = (packaged.MODEL,)
+PYTHIA = tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b"))
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def load_model(
+    name: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model for inference: in eval mode, its parameters frozen.
+
+    Args:
+        name: a packaged model ("smollm2-135m"), a folder written by `save_pretrained`, or a Hub id ("org/name").
+            Code that a repository carries is never run.
+        dtype: of the weights, by name or as torch has it; None or "auto" is what they are stored in.
+        device: None is the GPU where torch finds one, else the CPU.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ModelError: the name is unknown, the packaged model was not fetched, a folder holds no model, the Hub
+            cannot be reached or does not have it, or weights are missing.
+        InvalidInputError: dtype or device is not one that torch has here.
+    """
+    dtype, device = _dtype(dtype), _device(device)
+    source = _locate(str(name))
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # the readers of weights, configs and the Hub share no narrower class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        where = "" if Path(source).is_dir() else " from the Hugging Face Hub (is it reachable, is the id right?)"
+        raise ModelError(f"Could not load {name}{where}: {reason[0]}") from error
+    # transformers only warns and fills in random weights, with which every result would be wrong.
+    absent = sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]}))
+    if absent:
+        raise ModelError(
+            f"{name} lacks {len(absent)} of the weights of a {type(model).__name__} or has them in another shape, "
+            f"{absent[0]} for one. Is it a causal language model, completely downloaded?"
+        )
+    model.config._name_or_path = str(name)  # what artefacts call it by: the name, not where it lies on this machine
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def batch_dtype(dtype: str, device: str | torch.device | None = None) -> str:
+    """The type to use in place of `dtype` for work made of large matrix products: writing a corpus, training.
+
+    That is `dtype` itself, but float32 for a 16-bit type on a CPU without AMX, where products in it take 2 to 4 times
+    float32's time (measured). Decoding one sequence waits for memory and keeps its type.
+    """
+    slow = _device(device).type == "cpu" and not torch.cpu._is_amx_tile_supported()
+    return "float32" if slow and dtype in ("bfloat16", "float16") else dtype
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    if dtype is None or dtype == "auto":
+        return "auto"
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"Unknown dtype {dtype!r}. Expected one of {', '.join(DTYPES)}.")
+    return getattr(torch, dtype)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if device is None:
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(f"Unknown device {device!r}. Expected one that torch knows: cpu, cuda, ...") from error
+    if found.type == "cuda" and not cuda:
+        raise InvalidInputError(f"Device {device!r} was asked for, but torch finds no CUDA GPU here. Use device='cpu'.")
+    return found
+
+
+def _locate(name: str) -> str:
+    """The folder or Hub id to load `name` from."""
+    if name in PACKAGED:
+        return str(packaged.model_folder(name))
+    if expanded(name).is_dir():
+        return str(_check_folder(expanded(name)))
+    if HUB_ID.fullmatch(name):
+        return name
+    raise ModelError(
+        f"Unknown model {name!r}: neither a packaged model, nor a folder that exists, nor a Hub id of the form "
+        f"org/name. Packaged: {', '.join(PACKAGED)}. On the Hub, for example: {', '.join(PYTHIA)}."
+    )
+
+
+def _check_folder(folder: Path) -> Path:
+    found = sorted(path.name for path in folder.iterdir())
+    lacking = [] if "config.json" in found else ["config.json"]
+    if not any(file.endswith((".safetensors", ".bin")) for file in found):
+        lacking.append("weights (*.safetensors)")
+    if lacking:
+        shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "") if found else "nothing"
+        raise ModelError(
+            f"The folder {folder} holds no model: {' and '.join(lacking)} missing; found {shown}. Expected what "
+            "model.save_pretrained and tokenizer.save_pretrained write."
+        )
+    return folder

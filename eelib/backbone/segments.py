@@ -1,0 +1,238 @@
+"""A frozen language model cut into segments of blocks: embed, run a segment, unembed.
+
+Nothing here knows an architecture by name: what surrounds the blocks is the model's own code, run with stand-ins in
+the blocks' places, and a model whose parts do not add up to its own logits is refused.
+"""
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import align_module_device
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.probing import Recorder, Tap, find_parts, with_parts
+from eelib.errors import InvalidInputError, ModelError
+
+
+@dataclass(frozen=True)
+class Span:
+    """What the model hands its blocks for the positions [start, start + length).
+
+    hidden: input of block 0, [batch, position, hidden]. calls: positional and keyword arguments of each block (masks,
+    rotary tables, positions, the cache).
+    """
+
+    start: int
+    length: int
+    hidden: Tensor
+    calls: list[tuple[tuple, dict[str, Any]]]
+
+
+def pad(
+    sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
+    """Sequences [position] as one tensor, filled up with token 0 on the right, and the mask of the positions that
+    count (None: all real ones). A causal model's states do not depend on what is right of them.
+    """
+    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if counted is None else list(counted)
+    tokens = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    return tokens, nn.utils.rnn.pad_sequence(masks, batch_first=True)
+
+
+class Backbone:
+    """A causal language model, its blocks callable one segment at a time. The model itself is never changed.
+
+    Get one with `Backbone.of(model)`: probing costs a few forward passes, so it is done once per model.
+
+    Raises:
+        ModelError: the model cannot be cut; the message says what was found.
+    """
+
+    _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
+
+    def __init__(self, model: PreTrainedModel):
+        parts = find_parts(model)
+        self._model, self._parts = weakref.ref(model), parts
+        self.blocks, self.final_norm, self.unembedding = parts.blocks, parts.final_norm, parts.unembedding
+        self.hidden_size = parts.hidden_size
+        self._recorders = [Recorder(block, parts.n_returned) for block in parts.blocks]
+        self._tap = Tap(parts.unembedding)
+        recorders = nn.ModuleList(self._recorders)
+        self._decoder = with_parts(model.get_submodule(parts.decoder_path), {parts.blocks_path: recorders})
+        blocks_path = f"{parts.decoder_path}.{parts.blocks_path}"
+        self._around = with_parts(model, {blocks_path: recorders, parts.unembedding_path: self._tap})
+        self._check()
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Backbone":
+        """The model's backbone, probed at the first call and remembered as long as the model lives."""
+        if model not in cls._known:
+            cls._known[model] = cls(model)
+        return cls._known[model]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._model()
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.unembedding.weight.shape[0]
+
+    @property
+    def context_length(self) -> int | None:
+        """Most positions that the model was made for, or None where its config names no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: KVCache | None = None) -> Span:
+        """Embeds tokens and records what each block would be called with at the positions from `start` on.
+
+        The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are the
+        model's own. Where gradients are on they reach the embedding too.
+        """
+        try:
+            if cache is not None:
+                cache.reported = start
+            self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
+        finally:
+            if cache is not None:
+                cache.reported = None
+        calls = [recorder.call for recorder in self._recorders]
+        for recorder in self._recorders:
+            recorder.call = None
+        return Span(start, input_ids.shape[1], calls[0][0], [(args, kwargs) for _, args, kwargs in calls])
+
+    def run(
+        self,
+        first: int,
+        last: int,
+        hidden: Float[Tensor, "batch position hidden"],
+        span: Span,
+        blocks: Sequence[nn.Module] | None = None,
+    ) -> Tensor:
+        """Runs the blocks first, ..., last - 1 on the positions of `span`. Returns [batch, position, hidden].
+
+        blocks: others to run in place of the model's own.
+        """
+        blocks = self.blocks if blocks is None else blocks
+        for block, (args, kwargs) in zip(blocks[first:last], span.calls[first:last], strict=True):
+            hidden = block(hidden, *args, **kwargs)
+            if isinstance(hidden, tuple):
+                hidden = hidden[0]
+        return hidden
+
+    def normalise(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... width"]:
+        """From a state after the blocks to what the unembedding reads: the final norm, and whatever the model adds."""
+        if self._parts.norm_is_all:
+            return self.final_norm(hidden)
+        return self._run_around(state=hidden)
+
+    def finish(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... classes"]:
+        """What the model does to the unembedding's output: scaling or soft-capping, if any. Works class by class."""
+        if self._parts.raw:
+            return logits
+        return self._run_around(logits=logits)
+
+    def unembed(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
+        """The model's logits for states that have passed `n_blocks` blocks (or fewer: the logit lens)."""
+        return self.finish(self.unembedding(self.normalise(hidden)))
+
+    def _run_around(self, state: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
+        """The model's own code around blocks and unembedding, every row a sequence of one position."""
+        given = state if state is not None else logits
+        rows = given.reshape(-1, 1, given.shape[-1])
+        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
+        recorder = self._recorders[-1]
+        recorder.state = rows if state is not None else rows.new_zeros(*rows.shape[:2], self.hidden_size)
+        self._tap.logits = rows if logits is not None else None
+        try:
+            output = self._around(input_ids=ids, use_cache=False).logits
+            found = output if logits is not None else self._tap.given
+        finally:
+            recorder.state = self._tap.logits = self._tap.given = None
+            for recorder in self._recorders:
+                recorder.call = None
+        return found.reshape(*given.shape[:-1], found.shape[-1])
+
+    @torch.no_grad()
+    def states(self, input_ids: Int[Tensor, "batch position"], depths: Sequence[int]) -> dict[int, Tensor]:
+        """Hidden states after each of `depths` blocks (n_blocks included, if asked), [batch, position, hidden].
+
+        One pass without a cache. Rows padded on the right need no mask: a causal model's states never look ahead.
+        """
+        span = self.capture(input_ids)
+        states, hidden, at = {}, span.hidden, 0
+        for depth in sorted(depths):
+            hidden = states[depth] = self.run(at, depth, hidden, span)
+            at = depth
+        return states
+
+    def check_depths(self, depths: int | Sequence[int]) -> tuple[int, ...]:
+        """The depths as a tuple, if they ascend strictly within 1 <= depth < n_blocks; a number means so many, evenly
+        spread (4: near 1/5, 2/5, 3/5, 4/5 of the blocks).
+
+        Raises:
+            InvalidInputError: they don't.
+        """
+        if isinstance(depths, int):
+            depths = [round(self.n_blocks * (i + 1) / (depths + 1)) for i in range(depths)]
+        depths = tuple(depths)
+        if not depths or any(not isinstance(d, int) or isinstance(d, bool) for d in depths):
+            raise InvalidInputError(f"depths={list(depths)}: expected at least one whole number.")
+        if list(depths) != sorted(set(depths)) or depths[0] < 1 or depths[-1] >= self.n_blocks:
+            raise InvalidInputError(
+                f"depths={list(depths)}: expected ascending numbers of blocks between 1 and {self.n_blocks - 1} "
+                f"(the model has {self.n_blocks} blocks; depth counts the blocks that ran)."
+            )
+        return depths
+
+    def fingerprint(self) -> str:
+        """SHA-256 over unembedding, final norm and a sample of every tensor, the same for each dtype of one model."""
+        digest = hashlib.sha256()
+        whole = {id(p) for module in (self.unembedding, self.final_norm) for p in module.parameters()}
+        for name, parameter in sorted(self.model.named_parameters()):
+            path, _, own_name = name.rpartition(".")
+            module = self.model.get_submodule(path)
+            with align_module_device(module):  # brings back weights that accelerate keeps on another device or the disk
+                values = getattr(module, own_name).detach().flatten()
+            if id(parameter) not in whole:
+                values = values[:: max(1, values.numel() // 1024)]
+            digest.update(name.encode())
+            digest.update(values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuses a model whose parts, put together by us in two ways, do not give its own logits.
+
+        In one pass; and as decoding does, with a cache: half of the blocks position by position, the rest at once.
+        """
+        probe, logits = self._parts.probe, self._parts.logits
+        n_blocks, half, eps = self.n_blocks, self.n_blocks // 2, torch.finfo(logits.dtype).eps
+        once = self.unembed(self.states(probe, [n_blocks])[n_blocks])
+        cache, hidden = KVCache(self.model.config, probe.shape[1]), []
+        for i in range(probe.shape[1]):
+            span = self.capture(probe[:, i : i + 1], i, cache)
+            hidden.append(self.run(0, half, span.hidden, span))
+        rest = self.run(half, n_blocks, torch.cat(hidden, dim=1), self.capture(probe, 0, cache))
+        for found, tolerance, how in (
+            (once, 16 * eps, "in one pass"),
+            (self.unembed(rest), max(eps**0.5, 1e-5), "position by position with a cache"),
+        ):
+            difference = (found - logits).abs().max().item() if found.shape == logits.shape else float("inf")
+            if not difference <= tolerance * logits.abs().max().item():
+                raise ModelError(
+                    f"Cannot cut {type(self.model).__name__}: blocks, {type(self.final_norm).__name__} and "
+                    f"unembedding, {how}, give logits of shape {list(found.shape)} that differ by {difference:.3g} "
+                    f"from its own of shape {list(logits.shape)} and size up to {logits.abs().max():.3g}."
+                )

@@ -1,0 +1,96 @@
+"""DEL (arXiv 2504.05598): before each round the exit and number of drafts with the most expected tokens per cost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eelib.decoding.frontier import Frontier
+from eelib.decoding.policies import Policy
+from eelib.decoding.session import Session
+from eelib.errors import InvalidInputError
+from eelib.evaluation.weight_reads import Costs
+
+
+@dataclass(frozen=True)
+class DEL(Policy):
+    """Drafts d tokens at the depth where TPL = (1 - α^(d+1)) / (1 - α) over the cost of a round is largest.
+
+    α, the chance that the exit's token is the model's, is known for every exit from shadow tokens: what each would have
+    said at the positions just verified (`DELSession` asks them). Counts are forgotten by `memory` a round. DEL charges
+    blocks only; here the heads and the unembedding are charged, too. Its second rule, which ends a draft where
+    confidence falls below a threshold, is left out.
+    """
+
+    costs: Costs
+    n_blocks: int
+    most: int = 8
+    memory: float = 0.95
+
+    def __post_init__(self):
+        if not 0 < self.memory <= 1:
+            raise InvalidInputError(f"memory={self.memory}: expected a share above 0, up to 1.")
+
+    def cuts(self, head_depths):
+        return tuple(head_depths)
+
+    def start(self, prompt, head_depths):
+        return {"right": dict.fromkeys(head_depths, 0.5), "seen": dict.fromkeys(head_depths, 1.0)} | {"depth": None}
+
+    def draft_limit(self, state):
+        best, state["depth"], length = 1 / (self.n_blocks * self.costs.block + self.costs.unembedding), None, 0
+        for depth in state["seen"]:
+            alpha = min(state["right"][depth] / state["seen"][depth], 1 - 1e-6)
+            for drafts in range(1, self.most + 1):
+                tokens = (1 - alpha ** (drafts + 1)) / (1 - alpha)
+                value = tokens / self.costs.fixed_exit_round(depth, self.n_blocks, drafts)
+                if value > best:
+                    best, state["depth"], length = value, depth, drafts
+        return length
+
+    def asks(self, state, depth, position):
+        return depth == state["depth"]
+
+    def exits(self, state, depth, logits, hidden, position):
+        return True, float("nan")
+
+    def shadow(self, state: Any, depth: int, right: int, seen: int) -> None:
+        """Told of an exit's shadow tokens: how many of those at verified positions were the model's own."""
+        state["right"][depth] = self.memory * state["right"][depth] + right
+        state["seen"][depth] = self.memory * state["seen"][depth] + seen
+
+
+class _Recording(Frontier):
+    """Keeps the states that leave each segment, by segment: those of the positions since the last verification."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.left: list[list[torch.Tensor]] = [[] for _ in range(self.n_segments)]
+
+    def advance(self, segment):
+        hidden = super().advance(segment)
+        self.left[segment].append(hidden)
+        return hidden
+
+
+class DELSession(Session):
+    """Verified decoding that asks every exit for its shadow tokens after each verification, and charges for it."""
+
+    frontier_type = _Recording
+
+    def _verify(self, prefix):
+        logits = super()._verify(prefix)
+        own = logits.argmax(-1)
+        right = prefix[0, self.tokens.shape[1] :][: len(own) - 1] == own[:-1]
+        after = int(right.long().cumprod(0).sum()) + 1  # positions behind right drafts only
+        for segment, depth in enumerate(self.cuts):
+            hidden = torch.cat(self.frontier.left[segment], dim=1)[0, -len(own) :][:after]
+            tokens = self.heads[depth].tokens(self.heads[depth].logits(depth, hidden))
+            self.head_positions[depth] += after
+            self.policy.shadow(self.state, depth, int((tokens == own[:after]).sum()), after)
+        self.frontier.left = [[] for _ in self.frontier.left]
+        return logits
+
+    def _emit_own(self):
+        super()._emit_own()
+        self.frontier.left = [[] for _ in self.frontier.left]

@@ -1,0 +1,45 @@
+"""SkipDecode (arXiv 2307.02628): one exit depth a position, falling along the text, so that a batch never waits."""
+
+from dataclasses import dataclass
+
+from eelib.decoding.policies import Policy, check_positive
+from eelib.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class SkipDecode(Policy):
+    """One depth a position, whatever the heads say.
+
+    The token with index t of the new ones leaves after round(max_depth - (max_depth - min_depth) * t / length) blocks,
+    from t = length on after min_depth. max_depth may be the number of blocks. max_draft: drafts per round at most.
+    """
+
+    max_depth: int
+    min_depth: int
+    length: int
+    max_draft: int = 4
+
+    def __post_init__(self):
+        for name in ("max_depth", "min_depth", "length", "max_draft"):
+            check_positive(name, getattr(self, name))
+        if self.min_depth > self.max_depth:
+            raise InvalidInputError(f"min_depth={self.min_depth} is more than max_depth={self.max_depth}.")
+
+    def depth_of(self, index: int) -> int:
+        """The depth at which the new token with this index leaves."""
+        return round(self.max_depth - (self.max_depth - self.min_depth) * min(index, self.length) / self.length)
+
+    def cuts(self, head_depths):
+        return tuple(sorted({self.depth_of(index) for index in range(self.length + 1)}))
+
+    def start(self, prompt, head_depths):
+        return prompt.shape[1] - 1
+
+    def draft_limit(self, state):
+        return self.max_draft
+
+    def asks(self, state, depth, position):
+        return depth == self.depth_of(position - state)
+
+    def exits(self, state, depth, logits, hidden, position):
+        return True, float("nan")

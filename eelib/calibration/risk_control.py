@@ -1,0 +1,96 @@
+"""Risk control: thresholds that keep their promise on new sequences, with a probability that is chosen beforehand.
+
+Learn-then-Test (Angelopoulos et al., arXiv 2110.01052) with fixed-sequence testing: candidates are put in an order that
+does not depend on the sequences that test them, and accepted one after the other until one fails.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+
+from eelib.calibration.cascade import HeadScores
+from eelib.calibration.p_values import P_VALUES
+from eelib.confidence.separation import curve_of
+from eelib.errors import CorpusError, InvalidInputError
+
+ThresholdPath = Float[np.ndarray, "point head"]
+"""Candidates for the thresholds, strictest first: along it no threshold rises. inf: the head never exits."""
+
+
+def risk_path(tokens: HeadScores, points: int = 200) -> ThresholdPath:
+    """The thresholds at which each head alone reaches an agreement that falls from 1 to 0 in equal steps.
+
+    Every sequence weighs the same; points that change nothing are left out.
+    """
+    levels, columns = np.linspace(1, 0, points), []
+    weights = 1 / np.bincount(tokens.sequence)[tokens.sequence]
+    for scores, agrees in zip(tokens.scores.T, tokens.agrees.T, strict=True):
+        curve = curve_of(scores, agrees, weights)
+        reachable = np.maximum.accumulate(1 - curve.risk[::-1])[::-1]  # the best agreement from here to looser ones
+        loosest = np.searchsorted(-reachable, -levels, side="right") - 1
+        columns.append(np.append(curve.threshold, np.inf)[loosest])  # -1, where none reaches it, is the last: inf
+    path = np.stack(columns, axis=1)
+    return path[np.append(True, (path[1:] != path[:-1]).any(axis=1))]
+
+
+def control_risk(
+    tokens: HeadScores,
+    target: str,
+    epsilon: float,
+    delta: float,
+    *,
+    p_value: str = "betting",
+    path: npt.ArrayLike | None = None,
+    share: float = 0.3,
+    seed: int = 0,
+) -> tuple[tuple[float | None, ...], float, int]:
+    """Thresholds under which the mean loss of a new sequence (`HeadScores.losses`) is at most 1 - ε, but for a chance
+    of at most δ over the draw of the calibration sequences. These must be independent draws of what is to come.
+
+    A `share` of the sequences, drawn by `seed`, makes the path and finds where on it testing begins: at the strictest
+    point, or where that says little (few exits prove nothing about those that exit), at the point with the smallest
+    p-value on this share. The others test from there on.
+
+    Args:
+        p_value: `betting` or `hoeffding_bentkus` (`eelib.calibration.p_values`).
+        path: of one's own, like a `ThresholdPath`, made without looking at these sequences; tested from its beginning.
+
+    Returns:
+        The thresholds (all None where already the first point fails), the last accepted point's p-value (else the first
+        one's), and the number of sequences that tested.
+    """
+    if p_value not in P_VALUES:
+        raise InvalidInputError(f"Unknown p_value {p_value!r}: expected one of {', '.join(P_VALUES)}.")
+    if tokens.n_sequences < 2:
+        raise CorpusError("Risk control needs at least two sequences: some make the path and others test it.")
+    order = np.random.default_rng(seed).permutation(tokens.n_sequences)
+    first = min(max(1, round(share * len(order))), len(order) - 1)
+    makers, testers = tokens.of_sequences(order[:first]), tokens.of_sequences(order[first:])
+    test = P_VALUES[p_value]
+
+    def evidence(on: HeadScores, thresholds: np.ndarray) -> float:
+        return test(on.losses(thresholds, target, epsilon), 1 - epsilon)
+
+    if path is None:
+        path = risk_path(makers)
+        path = path[int(np.argmin([evidence(makers, thresholds) for thresholds in path])) :]
+    else:
+        path = _checked(path, tokens)
+    accepted, p = None, 1.0
+    for thresholds in path:
+        found = evidence(testers, thresholds)
+        if found > delta:
+            p = found if accepted is None else p
+            break
+        accepted, p = thresholds, found
+    chosen = np.full(len(tokens.depths), np.inf) if accepted is None else accepted
+    return tuple(float(t) if np.isfinite(t) else None for t in chosen), p, testers.n_sequences
+
+
+def _checked(path: npt.ArrayLike, tokens: HeadScores) -> np.ndarray:
+    path = np.asarray(path, float)
+    if path.ndim != 2 or path.shape[1] != len(tokens.depths) or not len(path) or np.isnan(path).any():
+        raise InvalidInputError(f"path: expected rows of {len(tokens.depths)} thresholds, one a head, without NaN.")
+    if (path[1:] > path[:-1]).any():
+        raise InvalidInputError("path: expected the strictest thresholds first, none rising along it.")
+    return path

@@ -1,0 +1,14 @@
+"""How sure a head is: the metrics, traces of them, and how well each separates right from wrong."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["metrics", "traces", "separation", "combined"],
+    submod_attrs={
+        "metrics": ["METRICS", "confidence", "known_metrics", "register_metric"],
+        "traces": ["record_traces"],
+        "separation": ["separation"],
+        "combined": ["Combined"],
+    },
+)

@@ -1,0 +1,15 @@
+"""Text to train, calibrate and test on: written by the model itself, read from files, or streamed from the Hub."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["chat", "reading", "generation", "prompts", "documents", "corpus"],
+    submod_attrs={
+        "chat": ["answers", "as_prompt"],
+        "reading": ["read_documents"],
+        "generation": ["write"],
+        "documents": ["CorpusConfig", "read_tokenized"],
+        "corpus": ["Corpus", "load_corpus"],
+    },
+)

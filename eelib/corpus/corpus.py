@@ -1,0 +1,156 @@
+"""Text as sequences of tokens: written by the model itself, read from a file, or streamed from the Hub.
+
+A sequence is one document, cut at `length` tokens and never packed with another: packed rows are not independent.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib.backbone.teacher import Lessons
+from eelib.corpus.documents import SHORTEST, CorpusConfig, read_tokenized, write_documents
+from eelib.errors import CorpusError
+from eelib.workspace import atomic_write
+
+SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
+"""Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves; but one that
+begins with a given prompt is for training, since others begin with the same."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Three disjoint lists of sequences, each a 1-D LongTensor, and what they were made of.
+
+    counted: per split and sequence the positions that count, a mask as long as the sequence. A position stands for
+    what is said next; where a chat template goes on by itself, that says nothing about a head.
+    written: documents before duplicates were dropped.
+    """
+
+    train: list[Tensor]
+    calibration: list[Tensor]
+    test: list[Tensor]
+    counted: dict[str, list[Tensor]]
+    written: int
+    made_of: dict = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes train.parquet, calibration.parquet, test.parquet (columns `tokens`, `counted`) and corpus.json."""
+        folder = Path(folder)
+        for split in SPLITS:
+            tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
+            table = pd.DataFrame({"tokens": tokens, "counted": [mask.numpy() for mask in self.counted[split]]})
+            with atomic_write(folder / f"{split}.parquet") as path:
+                table.to_parquet(path)
+        with atomic_write(folder / "corpus.json") as path:
+            path.write_text(json.dumps({"written": self.written, "made_of": self.made_of}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Corpus":
+        """Raises CorpusError where there is no corpus, or one of an earlier version."""
+        folder = Path(folder)
+        files = ["corpus.json", *(f"{split}.parquet" for split in SPLITS)]
+        missing = [name for name in files if not (folder / name).is_file()]
+        if missing:
+            raise CorpusError(
+                f"No corpus in {folder}: {', '.join(missing)} missing. `eelib.load_corpus` makes one, and "
+                "`Corpus.save` writes it."
+            )
+        tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in SPLITS}
+        if any("counted" not in table for table in tables.values()):
+            raise CorpusError(
+                f"The corpus in {folder} does not say which positions count: make it anew with `eelib.load_corpus`."
+            )
+        splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
+        counted = {s: [torch.from_numpy(mask.copy()) for mask in table.counted] for s, table in tables.items()}
+        return cls(**splits, counted=counted, **json.loads((folder / "corpus.json").read_text()))
+
+    def report(self) -> pd.DataFrame:
+        """What each split holds, one row each: documents, duplicates dropped (over all splits, before splitting),
+        tokens, counted tokens, different tokens, and the share of counted tokens that repeat: the last of eight
+        tokens that stood in the same document before.
+        """
+        rows, kept = [], sum(len(getattr(self, split)) for split in SPLITS)
+        for split in SPLITS:
+            texts, masks = getattr(self, split), self.counted[split]
+            counted = sum(int(mask.sum()) for mask in masks)
+            repeated = sum(int((_repeats(t) & mask.numpy()).sum()) for t, mask in zip(texts, masks, strict=True))
+            rows.append({
+                "split": split, "documents": len(texts), "duplicates": self.written - kept,
+                "tokens": sum(map(len, texts)), "counted": counted, "different": len(torch.cat(texts).unique()),
+                "repeated": repeated / max(counted, 1),
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
+
+def load_corpus(
+    config: CorpusConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scratch: str | Path | None = None,
+    lessons: Lessons | None = None,
+) -> Corpus:
+    """The corpus that `config` describes, duplicates dropped, split by document.
+
+    Args:
+        scratch: folder for the finished batches of self-generation, which a later call with the same config goes on
+            from, and where several processes meet; None keeps nothing.
+        lessons: where to keep what the model says of its own text while it writes it, so that it need not be asked
+            again for training.
+
+    Raises:
+        CorpusError: no document, one that cannot be read, fewer than asked for, or a split that stays empty.
+        LessonsError: there is no room to keep the lessons.
+    """
+    if config.source == "self":
+        documents = write_documents(config, model, tokenizer, None if scratch is None else Path(scratch), lessons)
+    else:
+        documents = read_tokenized(config, tokenizer)
+    splits, counted = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
+    seen, written = set(), 0
+    for document, mask, shared in documents:
+        written += 1
+        digest = hashlib.sha256(document.numpy().tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            split = "train" if shared else _split_of(digest)
+            splits[split].append(document)
+            counted[split].append(mask)
+    if config.documents is not None and written < config.documents:
+        raise CorpusError(
+            f"{config.source!r} ran out: it has {written} documents of at least {SHORTEST} tokens, and "
+            f"{config.documents} were asked for. Give more text, or say documents=None for all there is."
+        )
+    empty = [split for split, sequences in splits.items() if not sequences]
+    if empty:
+        raise CorpusError(
+            f"{config.source!r} gave {len(seen)} different documents of at least {SHORTEST} tokens, which leaves no "
+            f"{' and no '.join(empty)} text: give more documents."
+        )
+    made_of = {**asdict(config), "temperatures": [*config.temperatures], "model": model.config._name_or_path}
+    return Corpus(**splits, counted=counted, written=written, made_of=made_of)
+
+
+def _split_of(digest: bytes) -> str:
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    for split, share in SPLITS.items():
+        if place < share:
+            return split
+        place -= share
+    return "test"
+
+
+def _repeats(tokens: Tensor, n: int = 8) -> np.ndarray:
+    """Which positions' next token ends n tokens that stood in the same document before, [position]."""
+    found, seen, text = np.zeros(len(tokens), dtype=bool), set(), tokens.tolist()
+    for end in range(n - 1, len(text)):
+        words = tuple(text[end - n + 1 : end + 1])
+        found[end - 1] = words in seen
+        seen.add(words)
+    return found

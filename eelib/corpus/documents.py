@@ -1,0 +1,175 @@
+"""Documents as tokens, one by one: written by the model itself, or read."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from eelib.backbone.int8 import int8_pays
+from eelib.backbone.teacher import Lessons
+from eelib.corpus.chat import Turns
+from eelib.corpus.generation import write
+from eelib.corpus.prompts import Opening, given_prompts, invent_prompts, openings
+from eelib.corpus.reading import read_documents
+from eelib.errors import CorpusError, InvalidInputError
+from eelib.workspace import atomic_write
+
+COUNTED = ("answers", "words")
+
+SHORTEST = 16  # tokens; a shorter document says little about the model
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which text.
+
+    source: "self" (the model writes it), a packaged one (`eelib.corpus.reading.PACKAGED`), a .jsonl file with a field
+        "text", a .txt file with blank lines between documents, or a dataset that `datasets.load_dataset` knows (a Hub
+        id or a folder), streamed.
+    documents: how many, over all splits, before duplicates are dropped; None for all that a file or dataset has.
+    length: most tokens of a document.
+    The rest is for "self". temperatures: of the model's answers, taken in turn by the documents; 0 is greedy.
+    prompts: file or dataset, as above, of words that the user of every other document begins with, in turn: text for
+        what the heads will be used on. None: the model makes all of them up.
+    invent: the model makes up more prompts of that kind first; then of three documents one begins with a given prompt,
+        one with a prompt of its own that was made up like those, and one with what the model makes up from nothing.
+    prompt_temperature: of the user's words where the model makes them up.
+    prompt_length: those are cut off after so many tokens, and prompts made up like given ones that are longer dropped.
+    counted: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
+        where it speaks at all, its user's words too ("words"). What a chat template puts in never counts.
+    batch_size: documents written at once.
+    int8: an eight-bit copy of the model writes (and says what is kept as lessons) where that is quicker.
+    seed: of the sampling.
+    """
+
+    source: str = "self"
+    documents: int | None = 560
+    length: int = 160
+    temperatures: Sequence[float] = (0.0, 0.0, 0.6, 0.9)
+    prompts: str | None = None
+    invent: bool = False
+    prompt_temperature: float = 1.0
+    prompt_length: int = 64
+    counted: str = "answers"
+    batch_size: int = 256
+    int8: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "temperatures", tuple(self.temperatures))
+        if self.documents is None and self.source == "self":
+            raise InvalidInputError("documents=None: a model writes without end, so say how many.")
+        if self.documents is not None and self.documents < 8:
+            raise InvalidInputError(f"documents={self.documents}: expected at least 8, to fill three splits.")
+        if self.length < SHORTEST:
+            raise InvalidInputError(f"length={self.length}: expected at least {SHORTEST} tokens.")
+        if self.invent and self.prompts is None:
+            raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
+        if not self.temperatures or not all(t >= 0 for t in self.temperatures):
+            raise InvalidInputError(f"temperatures={self.temperatures}: expected numbers from 0 (greedy) on.")
+        if not self.prompt_temperature > 0:
+            raise InvalidInputError(
+                f"prompt_temperature={self.prompt_temperature}: expected a positive number, or all texts are the same."
+            )
+        if self.counted not in COUNTED:
+            raise InvalidInputError(f"counted={self.counted!r}: expected one of {', '.join(COUNTED)}.")
+        for name in ("prompt_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
+
+
+class Document(NamedTuple):
+    """tokens: [position]. counted: [position], which count. shared: other documents begin with the same words."""
+
+    tokens: Tensor
+    counted: Tensor
+    shared: bool
+
+
+def write_documents(
+    config: CorpusConfig, model, tokenizer, scratch: Path | None, lessons: Lessons | None
+) -> Iterator[Document]:
+    """The documents that the model writes: batch by batch, each kept in `scratch` if there is one."""
+    turns, state = Turns.of(tokenizer), PartialState()
+    if len(turns.opening) + SHORTEST > config.length:
+        raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
+    if scratch is None and state.num_processes > 1:
+        raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
+    given, most = [], config.length - len(turns.opening) - SHORTEST
+    if config.prompts is not None:
+        given = given_prompts(config.prompts, most, config.documents, tokenizer)
+    key = hashlib.sha256(json.dumps([asdict(config), given, model.config._name_or_path, str(model.dtype)]).encode())
+    name = None if scratch is None else f"{scratch / key.hexdigest()[:12]}"
+    with state.main_process_first():
+        invented = _invented(config, model, tokenizer, given, most, None if name is None else Path(f"{name}.json"))
+    words = ([tokenizer(text, add_special_tokens=False).input_ids for text in texts] for texts in (given, invented))
+    begun = openings(config.documents, config.temperatures, *words)
+    starts = range(0, config.documents, config.batch_size)
+    shards = [None if name is None else Path(f"{name}-{start:06d}.npz") for start in starts]
+    mine = range(state.process_index, len(starts), state.num_processes)
+    if lessons is not None:
+        missing = sum(1 for shard in shards if shard is None or not shard.is_file())
+        lessons.announce(missing * config.batch_size * config.length)
+    batches = {}
+    for i in tqdm(mine, desc="writing text", unit="batch", disable=not state.is_main_process):
+        if shards[i] is None or not shards[i].is_file():
+            batch = begun[starts[i] : starts[i] + config.batch_size]
+            batches[i] = _write_batch(config, model, turns, batch, starts[i], lessons)
+            if shards[i] is not None:
+                with atomic_write(shards[i]) as path:
+                    np.savez(path, *batches.pop(i))
+    state.wait_for_everyone()
+    for i, shard in enumerate(shards):
+        tokens, counted = batches[i] if i in batches else np.load(shard).values()
+        for document, mask, opening in zip(tokens, counted, begun[starts[i] :], strict=False):
+            yield Document(torch.from_numpy(document), torch.from_numpy(mask), opening.shared)
+
+
+def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: int, file: Path | None) -> list[str]:
+    """A prompt for every third document, if there are to be any; kept in a file, if there is one, for the next call."""
+    if not config.invent:
+        return []
+    if file is not None and file.is_file():
+        return json.loads(file.read_text())
+    found = invent_prompts(
+        model, tokenizer, given, config.documents // 3, min(most, config.prompt_length), config.seed,
+        int8=config.int8 and int8_pays(model.device),
+    )  # fmt: skip
+    if file is not None:
+        with atomic_write(file) as path:
+            path.write_text(json.dumps(found, indent=0))
+    return found
+
+
+def _write_batch(
+    config: CorpusConfig, model, turns: Turns, begun: Sequence[Opening], start: int, lessons: Lessons | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and counted positions of the documents from number `start` on, which begin so; [row, position]."""
+    generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
+    text = write(
+        model, turns, config.length, [opening.temperature for opening in begun], config.prompt_temperature,
+        config.prompt_length, generator, depths=() if lessons is None else lessons.depths,
+        prompts=[opening.words for opening in begun], int8=config.int8 and int8_pays(model.device),
+    )  # fmt: skip
+    counted = text.said_by_model if config.counted == "answers" else text.said_by_model | text.said_by_user
+    if lessons is not None:
+        for row, mask in enumerate(counted):
+            lessons.store(text.tokens[row], mask, text.lessons.at(row, mask))
+    return text.tokens.numpy(), counted.numpy()
+
+
+def read_tokenized(config: CorpusConfig, tokenizer) -> Iterator[Document]:
+    """The documents of a file or dataset, as `config.source` names it; every position counts."""
+    texts = tqdm(read_documents(config.source), desc="reading text", unit="document")
+    tokens = (tokenizer(t, truncation=True, max_length=config.length, return_tensors="pt").input_ids[0] for t in texts)
+    for document in islice((t for t in tokens if len(t) >= SHORTEST), config.documents):
+        yield Document(document, torch.ones(len(document), dtype=torch.bool), shared=False)

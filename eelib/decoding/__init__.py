@@ -1,0 +1,17 @@
+"""Decoding with early exits, verified by the full model (DSSD) or not, one policy or another."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["engine", "options", "session", "policies", "sampling", "frontier", "bitwise", "lossless", "monitor"],
+    submod_attrs={
+        "engine": ["custom_generate", "generate"],
+        "session": ["DecodingOutput", "DecodingStats", "Session"],
+        "policies": ["Confidence", "FixedExit", "Never", "Policy"],
+        "frontier": ["Frontier"],
+        "bitwise": ["RowExact"],
+        "lossless": ["first_difference", "verify_lossless"],
+        "monitor": ["ExitMonitor"],
+    },
+)

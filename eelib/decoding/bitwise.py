@@ -1,0 +1,190 @@
+"""Verifying many positions at once with the bits that each would get alone.
+
+In exact arithmetic a block gives a position the same state whatever other positions share the call. In floating point
+two things do not: attention, which blocks its sums by the number of queries, and some matrix products. The blocks made
+here run just those row by row, and everything else at once. Which products those are is found by probing this machine,
+not by name; and whether that is enough, by comparing whole blocks bit for bit.
+"""
+
+import copy
+import weakref
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.probing import StandIn, with_attention, with_parts
+from eelib.backbone.segments import Backbone
+from eelib.errors import UnsupportedError
+
+MAX_ROWS = 32
+"""Products are probed for up to so many rows; more are taken in groups of this size."""
+
+_ATTENTION = "eelib_row_by_row"
+_invariant_rows: dict[tuple, frozenset[int]] = {}
+_hidden_nothing = WeakTensorKeyDictionary()
+
+
+class RowExact:
+    """A backbone's blocks and unembedding, giving each position the bits that the model's own decoding gives it.
+
+    Get it with `RowExact.of(backbone)`: probing takes some passes of the model.
+
+    blocks: to be run in place of the backbone's own after the prompt. at_once: most positions in one call of them.
+
+    Raises:
+        UnsupportedError: not even single positions get the bits of the model's own decoding.
+    """
+
+    _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
+
+    def __init__(self, backbone: Backbone):
+        self._unembedding_rows = invariant_rows(backbone.unembedding)
+        windows = KVCache(backbone.model.config, 0).windows
+        blocks = (
+            with_attention(_row_exact(block), _ATTENTION, eelib_window=window)
+            for block, window in zip(backbone.blocks, windows, strict=True)
+        )
+        self.blocks, self.at_once = nn.ModuleList(blocks), MAX_ROWS
+        if self._keeps_bits(backbone):
+            return
+        self.blocks, self.at_once = backbone.blocks, 1
+        if not self._keeps_bits(backbone):
+            raise UnsupportedError(
+                f"exact=True: on this machine {type(backbone.model).__name__} in {backbone.model.dtype} with "
+                f"{backbone.model.config._attn_implementation} attention gets other bits from its blocks run one by "
+                "one than from its own forward. Leave exact out; differences are then near-ties, which "
+                "eelib.verify_lossless shows."
+            )
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "RowExact":
+        if backbone not in cls._known:
+            cls._known[backbone] = cls(backbone)
+        return cls._known[backbone]
+
+    def unembed(self, backbone: Backbone, hidden: Float[Tensor, "1 position hidden"]) -> Tensor:
+        """The model's logits [1, position, vocab], each row's own."""
+        groups = row_groups(hidden, self._unembedding_rows)
+        return torch.cat([backbone.unembed(group) for group in groups], dim=1)
+
+    @torch.no_grad()
+    def _keeps_bits(self, backbone: Backbone) -> bool:
+        """Whether positions after a prompt, several at once, get the logits that the model itself gives them one by
+        one, with a cache of its own."""
+        model, n_blocks = backbone.model, backbone.n_blocks
+        generator = torch.Generator().manual_seed(0)
+        for n_rows, prompt in ((2, 5), (3, 17), (5, 30), (9, 41)):
+            text = torch.randint(backbone.vocab_size, (1, prompt + n_rows), generator=generator).to(model.device)
+            own, cache = model(text[:, :prompt], use_cache=True), KVCache(model.config, text.shape[1])
+            span = backbone.capture(text[:, :prompt], 0, cache)
+            backbone.run(0, n_blocks, span.hidden, span)
+            found = []
+            for start in range(prompt, prompt + n_rows, self.at_once):
+                span = backbone.capture(text[:, start : start + self.at_once], start, cache)
+                found.append(backbone.run(0, n_blocks, span.hidden, span, self.blocks))
+            logits = self.unembed(backbone, torch.cat(found, dim=1))
+            for i, token in enumerate(text[:, prompt:].split(1, dim=1)):
+                own = model(token, past_key_values=own.past_key_values, use_cache=True)
+                if not torch.equal(own.logits[0, -1], logits[0, i]):
+                    return False
+        return True
+
+
+def invariant_rows(product: nn.Module) -> frozenset[int]:
+    """The numbers of rows, 2 ... MAX_ROWS, for which a layer of one matrix product gives each row its own bits.
+
+    Found with inputs whose sums cancel, so that any other order of additions shows in nearly every output. Depends
+    on shape, type, device and number of threads, and is remembered for each.
+    """
+    weight = product.weight
+    key = (type(product), weight.shape, weight.stride(), weight.dtype, weight.device, torch.get_num_threads())
+    if key not in _invariant_rows:
+        _invariant_rows[key] = _probe_rows(product)
+    return _invariant_rows[key]
+
+
+@torch.no_grad()
+def _probe_rows(product: nn.Module) -> frozenset[int]:
+    weight = product.weight
+    generator = torch.Generator(weight.device).manual_seed(0)
+    n, m = (size // 2 for size in weight.shape)
+    quarter = torch.randn(n, m, generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
+    probe = copy.copy(product)
+    probe._parameters = dict(product._parameters)
+    synthetic = torch.zeros_like(weight)
+    synthetic[: 2 * n, : 2 * m] = quarter.repeat(2, 2)  # either axis may be the summed one
+    probe._parameters["weight"] = nn.Parameter(synthetic, requires_grad=False)
+    width = weight.shape[1] if isinstance(product, nn.Linear) else weight.shape[0]
+    half = torch.randn(1, MAX_ROWS, width // 2, generator=generator, device=weight.device).to(weight.dtype)
+    rows = torch.zeros(1, MAX_ROWS, width, dtype=weight.dtype, device=weight.device)
+    rows[..., : 2 * (width // 2)] = torch.cat([half, -half], dim=-1)
+    alone = torch.cat([probe(rows[:, i : i + 1]) for i in range(MAX_ROWS)], dim=1)
+    return frozenset(k for k in range(2, MAX_ROWS + 1) if torch.equal(probe(rows[:, :k]), alone[:, :k]))
+
+
+class _Rows(StandIn):
+    """A matrix product that takes several rows at once only where each gets its own bits."""
+
+    def __init__(self, product: nn.Module, at_once: frozenset[int]):
+        super().__init__(product)
+        self.at_once = at_once
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = row_groups(x, self.at_once)
+        return torch.cat([self.original(group) for group in groups], dim=-2) if len(groups) > 1 else self.original(x)
+
+
+def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> list[Tensor]:
+    """x [1, row, width] in groups of rows that may share a call: all where that many are allowed, else one by one."""
+    if x.shape[-2] in at_once:
+        return [x]
+    if x.shape[-2] > MAX_ROWS:
+        return [group for part in x.split(MAX_ROWS, dim=-2) for group in row_groups(part, at_once)]
+    # Viewed anew, since a slice keeps strides for which torch copies the weight (six times slower).
+    return [row.view(*x.shape[:-2], 1, -1) for row in x.reshape(-1, x.shape[-1]).split(1)]
+
+
+def _row_exact(module: nn.Module) -> nn.Module:
+    """A block, or a part of one, as a copy that shares its parameters, its products exact row by row."""
+    weight = getattr(module, "weight", None)
+    if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
+        rows = invariant_rows(module)
+        return module if len(rows) == MAX_ROWS - 1 else _Rows(module, rows)
+    return with_parts(module, {name: _row_exact(child) for name, child in module.named_children()})
+
+
+def _attention_row_by_row(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
+) -> tuple[Tensor, None]:
+    """Each query [batch, head, position, width] alone, over just the keys that it would find in the model's own cache:
+    none that came later, none that a sliding window has left behind."""
+    n_rows, window = query.shape[2], module.config.eelib_window
+    if n_rows == 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    rows = []
+    for i in range(n_rows):
+        end = key.shape[2] - n_rows + i + 1
+        first = max(end - window, 0) if window else 0
+        mask = None if attention_mask is None else attention_mask[:, :, i : i + 1, first:end]
+        if mask is not None and (window is None or end - first < window) and _hides_nothing(attention_mask, i, end):
+            mask = None  # transformers leaves it out, too
+        given = query[:, :, i : i + 1], key[:, :, first:end], value[:, :, first:end]
+        rows.append(sdpa_attention_forward(module, *given, mask, **kwargs)[0])
+    return torch.cat(rows, dim=1), None
+
+
+AttentionInterface.register(_ATTENTION, _attention_row_by_row)
+
+
+def _hides_nothing(mask: Tensor, row: int, end: int) -> bool:
+    """Whether a row sees all keys up to its own; found once for all blocks that are given the same mask."""
+    found = _hidden_nothing.setdefault(mask, {})
+    if row not in found:
+        found[row] = mask.dtype == torch.bool and bool(mask[:, :, row, :end].all())
+    return found[row]

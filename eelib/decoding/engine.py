@@ -1,0 +1,86 @@
+"""The decoding engine: heads draft, the full model verifies, and the output is the model's own.
+
+`generate` goes through `model.generate(custom_generate=...)`, so that transformers does what it does best:
+generation configs, logits processors and stopping criteria. What happens from token to token is in
+`eelib.decoding.session`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from eelib.decoding.options import prepared
+from eelib.decoding.policies import Policy
+from eelib.decoding.session import DecodingOutput, Session
+from eelib.errors import InvalidInputError
+from eelib.heads.exit_heads import ExitHeads
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch position"],
+    *,
+    policy: Policy,
+    heads: ExitHeads | None = None,
+    verify: bool = True,
+    exact: bool = False,
+    streamer: BaseStreamer | None = None,
+    session: "Callable[..., Session] | None" = None,
+    **generate_kwargs,
+) -> DecodingOutput:
+    """Decodes one sequence with early exits.
+
+    Args:
+        policy: where to exit and when to stop drafting.
+        heads: trained heads; None reads exits with the model's own norm and unembedding.
+        verify: True: exits are drafts, and the output is the full model's own: the same tokens when greedy, the same
+            distribution when sampling. False: an exited token is final.
+        exact: verify with the bits that decoding one token at a time has (`eelib.decoding.bitwise`), so that also in
+            bfloat16 not even a near-tie falls the other way.
+        streamer: gets the prompt and each token once it is final, and `.end()` in any case.
+        session: another way to go from token to token than this engine's (see `eelib.baselines`).
+        generate_kwargs: transformers' own (max_new_tokens, do_sample, temperature, eos_token_id, stop_strings with
+            tokenizer, attention_mask, logits_processor, stopping_criteria, generation_config, ...);
+            what is not given comes from `model.generation_config`. Processors must be functions of prefix and scores,
+            stopping criteria of the prefix: both are asked about drafts as well.
+
+    Raises:
+        UnsupportedError: an option that this engine does not offer. HeadsError: heads that do not fit model or policy.
+        ModelError: a model that cannot be cut.
+    """
+
+    def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+        return (session or Session)(model, input_ids, *given, heads, policy, exact).decode(verify, streamer)
+
+    return model.generate(input_ids, custom_generate=engine, **prepared(model, generate_kwargs))
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch position"],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    heads: ExitHeads | None = None,
+    policy: Policy | None = None,
+    verify: bool = True,
+    exact: bool = False,
+    **model_kwargs,
+):
+    """For `model.generate(input_ids, custom_generate=eelib.custom_generate, heads=heads, policy=policy)`.
+
+    Returns what transformers would: the sequences, or with `return_dict_in_generate` a `DecodingOutput`. Transformers
+    (5.23) drops a streamer and a tokenizer on the way to a callable; use `eelib.generate` for streaming and for stop
+    strings.
+    """
+    if policy is None:
+        raise InvalidInputError("custom_generate needs policy=..., for example eelib.FixedExit(6, 4).")
+    given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+    output = Session(model, input_ids, *given, heads, policy, exact).decode(verify, None)
+    return output if generation_config.return_dict_in_generate else output.sequences

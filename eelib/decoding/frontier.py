@@ -1,0 +1,137 @@
+"""How far each position has got: a KV cache with a length per layer, and the hidden states that wait at the exits.
+
+Blocks are cut at the exit depths into segments. A position that exits leaves its hidden state at that boundary; the
+next time the segment above runs, it takes all that wait there in one call. No fed token passes a block twice.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.segments import Backbone, Span
+from eelib.decoding.bitwise import RowExact
+
+
+class Frontier:
+    """One sequence on its way through the segments of a backbone.
+
+    Segment s runs the blocks bounds[s], ..., bounds[s + 1] - 1; the last one ends at the model's last block.
+
+    Args:
+        backbone: the model.
+        depths: where to cut, ascending; may be empty.
+        capacity: positions to allocate for.
+        exact: give each position after the first feed the bits that it would get in a call of its own.
+    """
+
+    def __init__(self, backbone: Backbone, depths: tuple[int, ...], capacity: int, exact: bool = False):
+        self.backbone = backbone
+        self.bounds = (0, *depths, backbone.n_blocks)
+        self.cache = KVCache(backbone.model.config, capacity)
+        self.block_positions = [0] * backbone.n_blocks
+        self.block_calls = [0] * backbone.n_blocks
+        self._exact = RowExact.of(backbone) if exact else None
+        self._passed = [0] * self.n_segments  # positions that have left each segment
+        self._waiting: list[Tensor | None] = [None] * self.n_segments  # [1, position, hidden] at each entrance
+        self._tokens: Tensor | None = None  # [1, position], all that were fed
+        self._spans: dict[tuple[int, int], Span] = {}
+
+    @property
+    def n_segments(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def length(self) -> int:
+        """Positions fed so far."""
+        return 0 if self._tokens is None else self._tokens.shape[1]
+
+    @property
+    def completed(self) -> int:
+        """Positions that have passed every block."""
+        return self._passed[-1]
+
+    @property
+    def tokens(self) -> Int[Tensor, "1 position"]:
+        """All that were fed."""
+        return self._tokens
+
+    def feed(self, tokens: Int[Tensor, "1 position"]) -> None:
+        """Embeds the next tokens; they wait at the entrance of segment 0."""
+        start = self.length
+        self._tokens = tokens if self._tokens is None else torch.cat([self._tokens, tokens], dim=1)
+        self._spans.clear()  # spans that end before the newest position are never asked for again
+        span = self._span(start, tokens.shape[1])
+        self._arrive(0, span.hidden)
+
+    def advance(self, segment: int) -> Float[Tensor, "1 position hidden"]:
+        """Runs a segment on every position that waits at its entrance; returns their states at its exit.
+
+        The states also wait at the entrance of the next segment, if there is one.
+        """
+        start, hidden = self._passed[segment], self._waiting[segment]
+        n_rows = hidden.shape[1]
+        hidden = self._run(self.bounds[segment], self.bounds[segment + 1], hidden, start)
+        for block in range(self.bounds[segment], self.bounds[segment + 1]):
+            self.block_positions[block] += n_rows
+            self.block_calls[block] += 1
+        self._waiting[segment] = None
+        self._passed[segment] += n_rows
+        if segment + 1 < self.n_segments:
+            self._arrive(segment + 1, hidden)
+        return hidden
+
+    def complete(self) -> Float[Tensor, "1 position hidden"]:
+        """Runs all that waits anywhere to the end; returns the states of the positions that got there just now."""
+        for segment in range(self.n_segments):
+            if self._waiting[segment] is not None:
+                hidden = self.advance(segment)
+        return hidden
+
+    def propagate(self, segment: int) -> None:
+        """Lets what waits at a segment's entrance pass all blocks above as if none of them changed it: their keys and
+        values are made from the state there (CALM, arXiv 2207.07061). Not what the model would have written."""
+        start, hidden = self._passed[segment], self._waiting[segment]
+        span = self._span(start, hidden.shape[1])
+        for block in range(self.bounds[segment], self.bounds[-1]):
+            self.backbone.run(block, block + 1, hidden, span)
+        self._waiting[segment] = None
+        for above in range(segment, self.n_segments):
+            self._passed[above] += hidden.shape[1]
+
+    def unembed(self, hidden: Float[Tensor, "1 position hidden"]) -> Float[Tensor, "1 position vocab"]:
+        """The model's logits for states that `complete` returned."""
+        return self.backbone.unembed(hidden) if self._exact is None else self._exact.unembed(self.backbone, hidden)
+
+    def roll_back(self, length: int) -> None:
+        """Forgets every position from `length` on, in all segments."""
+        if length >= self.length:
+            return
+        self._tokens = self._tokens[:, :length]
+        self._spans.clear()
+        for segment in range(self.n_segments):
+            self._passed[segment] = min(self._passed[segment], length)
+            self.cache.truncate(self.bounds[segment], self.bounds[segment + 1], length)
+            if self._waiting[segment] is not None:
+                kept = self._waiting[segment][:, : length - self._passed[segment]]
+                self._waiting[segment] = kept if kept.shape[1] else None
+
+    def _run(self, first: int, last: int, hidden: Tensor, start: int) -> Tensor:
+        if self._exact is None or start == 0:
+            return self.backbone.run(first, last, hidden, self._span(start, hidden.shape[1]))
+        parts = []
+        for part in hidden.split(self._exact.at_once, dim=1):
+            span = self._span(start, part.shape[1])
+            parts.append(self.backbone.run(first, last, part, span, self._exact.blocks))
+            start += span.length
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _arrive(self, segment: int, hidden: Tensor) -> None:
+        waiting = self._waiting[segment]
+        self._waiting[segment] = hidden if waiting is None else torch.cat([waiting, hidden], dim=1)
+
+    def _span(self, start: int, length: int) -> Span:
+        if (start, length) not in self._spans:
+            tokens = self._tokens[:, start : start + length]
+            self._spans[start, length] = self.backbone.capture(tokens, start, self.cache)
+        return self._spans[start, length]

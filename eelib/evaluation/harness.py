@@ -1,0 +1,262 @@
+"""Tasks of lm-evaluation-harness at several settings of early exit, case by case, and each beside the full model.
+
+Needs the extra `bench`. The offline tasks are the packaged cases of `eelib.evaluation.cases`; all others go by the
+harness's own names and come from the Hub.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from eelib.errors import InvalidInputError, UnsupportedError
+from eelib.evaluation.cases import MULTIPLE_CHOICE, load_cases, read_rows
+from eelib.evaluation.harness_model import (  # which says what to install where the harness is missing
+    EarlyExitLM,
+    lm_eval,
+)
+from eelib.statistics import mean_interval
+
+OFFLINE = tuple(f"offline_{name}" for name in (*MULTIPLE_CHOICE, "gsm8k"))
+"""The tasks that need no network: `benchmarks.load_cases` in the harness's form, and GSM8K, zero-shot."""
+
+_ONE_BY_ONE = ("use_cache", "samples", "log_samples", "predict_only", "model", "model_args")
+
+Sample = dict[str, Any]
+Metric = Callable[[Sample], float]
+
+
+def evaluate(
+    settings: Mapping[str, lm_eval.api.model.LM],
+    tasks: Sequence,
+    limit: int | None = None,
+    *,
+    reference: str = "full",
+    metrics: Mapping[str, Metric] | None = None,
+    seed: int = 0,
+    **options,
+) -> pd.DataFrame:
+    """Runs `lm_eval.simple_evaluate` at each setting on the same cases, and compares each with the reference.
+
+    Settings made from one another by `EarlyExitLM.at` share their passes over multiple-choice texts.
+
+    Args:
+        settings: by name; `reference` is among them, as a rule the full model.
+        tasks, limit, metrics, options: as in `cases`.
+        seed: of the bootstrap.
+
+    Returns:
+        What `summarise` says of the cases.
+
+    Raises:
+        As `cases` does, and InvalidInputError: no setting of the reference's name.
+    """
+    _check_reference(settings, reference)
+    loaded = list(_load(tasks, options.pop("task_manager", None)))
+    known = {}
+    try:
+        for lm in settings.values():
+            lm._known = known
+        found = {name: cases(lm, loaded, limit, metrics=metrics, **options) for name, lm in settings.items()}
+    finally:
+        for lm in settings.values():
+            lm._known = None
+    return summarise(found, reference=reference, seed=seed)
+
+
+def cases(
+    lm: lm_eval.api.model.LM,
+    tasks: Sequence,
+    limit: int | None = None,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    task_manager: lm_eval.tasks.TaskManager | None = None,
+    **options,
+) -> pd.DataFrame:
+    """Runs `lm_eval.simple_evaluate` and returns one row per task, case and metric.
+
+    Args:
+        tasks: names (those of OFFLINE, or the harness's), its config dicts, or tasks that it has loaded.
+        limit: cases of each task, at most.
+        metrics: of your own, by name: from the harness's record of a case (doc, target, arguments, resps,
+            filtered_resps, its own metrics, and task and blocks) to a number.
+        task_manager: one that knows more tasks.
+        options: of `lm_eval.simple_evaluate`, such as num_fewshot, apply_chat_template, gen_kwargs.
+
+    Returns:
+        Columns: task, case, metric, value, answer (what the metric judges: the number of the choice, the text, or
+        whether the continuation is greedy), log_prob (nats: of the right choice or the continuation; NaN where there is
+        none) and blocks (share of all; NaN for a model that does not say). Metrics that the harness makes of all cases
+        at once (perplexity, F1) are left out; a task with no other has log_prob for metric. A group of tasks has its
+        cases under its own name, too, all together.
+
+    Raises:
+        InvalidInputError: an unknown task, or a metric of one's own that is none. UnsupportedError: an option that this
+            cannot be done with. FetchError: offline cases that were not fetched.
+    """
+    refused = [name for name in _ONE_BY_ONE if name in options]
+    if refused:
+        raise UnsupportedError(f"{', '.join(refused)}: every case is run here and recorded; leave it out.")
+    loaded = lm_eval.tasks.TaskManager(include_defaults=False).load(list(_load(tasks, task_manager)))
+    if isinstance(lm, EarlyExitLM):
+        lm.records.clear()
+    given = {"limit": limit, "bootstrap_iters": 0, "task_manager": lm_eval.tasks.TaskManager(include_defaults=False)}
+    run = lm_eval.simple_evaluate(lm, tasks=list(loaded["tasks"].values()), **given, **options)
+    blocks = lm.blocks_by_case().to_dict() if isinstance(lm, EarlyExitLM) else {}
+    tables = {}
+    for name, task in loaded["tasks"].items():
+        rows = []
+        for sample in run["samples"][name]:
+            own = metrics if sample["filter"] == run["samples"][name][0]["filter"] else None
+            share = blocks.get((name, sample["doc_id"]), math.nan)
+            rows += _rows(task, sample | {"task": name, "blocks": share}, own or {})
+        tables[name] = pd.DataFrame(rows)
+    for name, group in loaded["groups"].items():
+        members = [task.task_name for task in group.get_all_tasks()]
+        apart = [tables[m].assign(task=name, case=m + " " + tables[m].case.astype(str)) for m in members]
+        tables[name] = pd.concat(apart)
+    return pd.concat(tables.values(), ignore_index=True)
+
+
+def summarise(found: Mapping[str, pd.DataFrame], *, reference: str = "full", seed: int = 0) -> pd.DataFrame:
+    """Settings beside the reference on the same cases, from `cases` of each.
+
+    Returns:
+        One row per task, metric and setting: cases, value (the mean over cases; for `acc` the accuracy),
+        value_less_{reference}, changed_answers (share of cases), log_prob_less_{reference} (nats; NaN where there is no
+        log-likelihood) and blocks (share of all that ran per token, mean over cases). Values and differences, which are
+        paired by case, have a 95% interval from a bootstrap over cases under _low and _high.
+
+    Raises:
+        InvalidInputError: no setting of the reference's name, or settings run on other cases.
+    """
+    _check_reference(found, reference)
+    keys, rows = ["task", "metric"], []
+    for (task, metric), base in found[reference].groupby(keys, sort=False):
+        base = base.set_index("case")
+        for setting, table in found.items():
+            own = table[(table.task == task) & (table.metric == metric)].set_index("case")
+            if not own.index.equals(base.index):
+                raise InvalidInputError(f"{setting!r} was not run on the cases of {reference!r} in {task}, {metric}.")
+            row = {"task": task, "metric": metric, "setting": setting, "cases": len(own)}
+            row |= _interval("value", own.value, seed)
+            row |= _interval(f"value_less_{reference}", own.value - base.value, seed)
+            row["changed_answers"] = (own.answer != base.answer).mean() if own.answer.notna().all() else math.nan
+            row |= _interval(f"log_prob_less_{reference}", own.log_prob - base.log_prob, seed)
+            rows.append(row | {"blocks": own.blocks.mean()})
+    return pd.DataFrame(rows)
+
+
+class _OfflineTask(lm_eval.api.task.ConfigurableTask):
+    """A task of the packaged cases."""
+
+    def __init__(self, name: str):
+        self._name = name.removeprefix("offline_")
+        super().__init__(config={"task": name, "test_split": "test", "num_fewshot": 0} | self._config_of())
+
+    def _config_of(self) -> dict:
+        measured = {"aggregation": "mean", "higher_is_better": True}
+        if self._name in MULTIPLE_CHOICE:
+            fields = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "answer"}
+            names = ["acc_norm", "acc"] if self._name == "hellaswag" else ["acc"]
+            return fields | {
+                "output_type": "multiple_choice",
+                "metric_list": [{"metric": name, **measured} for name in names],
+            }
+        number = {"function": "regex", "group_select": -1, "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)"}
+        return {
+            "output_type": "generate_until",
+            "doc_to_text": "Question: {{prompt}}\nAnswer:",
+            "doc_to_target": "expected",
+            "generation_kwargs": {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False},
+            "filter_list": [{"name": "flexible-extract", "filter": [number, {"function": "take_first"}]}],
+            "metric_list": [{"metric": "exact_match", "regexes_to_ignore": [",", "\\$", "\\.$"], **measured}],
+        }
+
+    def download(self, dataset_kwargs: dict | None = None, **kwargs) -> None:
+        from datasets import Dataset
+
+        if self._name in MULTIPLE_CHOICE:
+            rows = [
+                {"context": case.context, "choices": list(case.choices), "answer": case.answer}
+                for case in load_cases(self._name)
+            ]
+        else:
+            rows = read_rows(self._name)
+        self.dataset = {"test": Dataset.from_list(rows)}
+
+
+def _load(tasks: Sequence, manager: lm_eval.tasks.TaskManager | None) -> list:
+    """Tasks and groups of tasks; building the index of all that the harness knows takes a while, so only if need be."""
+    loaded = []
+    for task in [tasks] if isinstance(tasks, str) else tasks:
+        if isinstance(task, str) and task in OFFLINE:
+            loaded.append(_OfflineTask(task))
+        elif isinstance(task, str | dict):
+            manager = manager or lm_eval.tasks.TaskManager()
+            try:
+                found = manager.load([task])
+            except KeyError as error:
+                known = ", ".join(OFFLINE)
+                raise InvalidInputError(f"Unknown task {task!r}: neither of {known} nor the harness's.") from error
+            name = task if isinstance(task, str) else task.get("group")
+            loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
+        else:
+            loaded.append(task)
+    return loaded
+
+
+def _rows(task: lm_eval.api.task.Task, sample: Sample, own: Mapping[str, Metric]) -> list[dict]:
+    """One row per metric of one case."""
+    answers, log_prob = _answers(task, sample)
+    values, ending = {}, "" if sample["filter"] == "none" else f",{sample['filter']}"
+    for name in sample["metrics"]:
+        if task.aggregation().get(name, lm_eval.api.metrics.mean) is lm_eval.api.metrics.mean:
+            values[name + ending] = float(sample[name])
+    for name, function in own.items():
+        if name in values:
+            raise InvalidInputError(f"A metric of yours is called {name!r}, as one of {sample['task']}: rename it.")
+        value = function(sample)
+        if not np.isscalar(value) or isinstance(value, str):
+            raise InvalidInputError(f"The metric {name!r} gave {value!r} for a case: expected a number.")
+        values[name] = float(value)
+    if not values and not own:
+        values["log_prob"] = log_prob
+    place = {"task": sample["task"], "case": sample["doc_id"], "log_prob": log_prob, "blocks": sample["blocks"]}
+    return [
+        place | {"metric": name, "value": value, "answer": answers.get(name, answers[""])}
+        for name, value in values.items()
+    ]
+
+
+def _answers(task: lm_eval.api.task.Task, sample: Sample) -> tuple[dict[str, str | None], float]:
+    """What the model answers, by metric ("": any other), and the log-likelihood of the right choice or continuation."""
+    found, doc = sample["filtered_resps"], sample["doc"]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return {"": str(found[0][1])}, float(found[0][0])
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return {"": None}, float(found[0])
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return {"": str(found[0])}, math.nan
+    choices = task.doc_to_choice(doc)
+    sums = np.array([log_prob for log_prob, _ in found[: len(choices)]])
+    lengths = {"": 1, "acc_norm": [*map(len, choices)], "acc_bytes": [len(choice.encode()) for choice in choices]}
+    right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    right = choices.index(right) if right in choices else right
+    known = isinstance(right, int) and 0 <= right < len(choices)
+    answers = {name: str((sums / np.array(length)).argmax()) for name, length in lengths.items()}
+    return answers, float(sums[right]) if known else math.nan
+
+
+def _interval(name: str, values: npt.ArrayLike, seed: int) -> dict[str, float]:
+    value, low, high = (math.nan,) * 3 if np.isnan(values).any() else mean_interval(values, seed=seed)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _check_reference(settings: Mapping, reference: str) -> None:
+    if reference not in settings:
+        names = ", ".join(map(repr, settings))
+        raise InvalidInputError(f"No setting {reference!r}, to compare with, among {names}.")

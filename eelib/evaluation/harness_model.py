@@ -1,0 +1,257 @@
+"""The model class of lm-evaluation-harness with early exits: a token is scored by the first head that is sure.
+
+Needs the extra `bench`. Likelihoods are teacher-forced, one pass over each text; generation goes through the engine.
+"""
+
+import copy
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from eelib.backbone.segments import Backbone, pad
+from eelib.calibration.thresholds import Calibration
+from eelib.confidence.metrics import check_metric, check_thresholds
+from eelib.decoding.engine import generate
+from eelib.decoding.policies import Confidence, Never, Policy
+from eelib.errors import HeadsError, InvalidInputError, MissingExtraError
+from eelib.evaluation.cases import score_tokens
+from eelib.heads.exit_heads import ExitHeads
+
+try:
+    import lm_eval.api.task
+    import lm_eval.tasks  # noqa: F401 (for eelib.evaluation.harness, so that one place says what to install)
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils_hf import MultiTokenEOSCriteria
+except ImportError as error:
+    raise MissingExtraError(f"No lm-evaluation-harness ({error}): pip install 'eelib[bench]'") from error
+
+Thresholds = Mapping[int, float | None] | Calibration | None
+
+
+class EarlyExitLM(HFLM):
+    """The harness's own model class, with early exits.
+
+    Likelihoods: each scored token (the continuation's) is scored over the whole vocabulary by the first head whose
+    score reaches its threshold, else by the full model. A head that would draft "other" declines, and never scores.
+    Generation: `eelib.generate`, one prompt at a time. The log-softmax is taken in float32.
+
+    Args:
+        heads: trained heads; all of them are read, so leave them out where only the full model is asked.
+        metric: the score; a calibration brings its own.
+        thresholds: by depth; a depth that is missing or None never exits, -inf exits whenever the head does not
+            decline. Or a calibration. None or {} is the full model.
+        batch_size: texts per pass, for likelihoods.
+        verify: whether generated exits are drafts that the full model verifies, or final.
+        max_length: most tokens of a text; None for the model's own limit. Longer contexts lose their beginning.
+
+    Attributes:
+        records: what was done since they were last cleared, one dict a request: task, case (number of the document),
+            request, tokens (scored or generated) and blocks.
+
+    Blocks are the share of all blocks that had run when a token became final, averaged over tokens. Filling in the
+    deeper blocks later, for the attention of tokens that go deeper, is not counted. With `verify=True` a generated
+    token is final only after all of them.
+
+    Raises:
+        InvalidInputError: an unknown metric, or thresholds or a batch size that cannot be.
+        HeadsError: heads of another model object, or without a depth that thresholds name.
+        ModelError: a model that cannot be cut.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        heads: ExitHeads | None = None,
+        metric: str | None = None,
+        thresholds: Thresholds = None,
+        *,
+        batch_size: int = 1,
+        verify: bool = False,
+        max_length: int | None = None,
+    ):
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InvalidInputError(f"batch_size={batch_size!r}: expected a positive whole number.")
+        self.cut = Backbone.of(model)
+        if heads is not None and heads.backbone is not self.cut:
+            raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
+        self.metric, self.limits, self.policy = _exits(heads, metric, thresholds)
+        tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token
+        super().__init__(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length)
+        self.heads, self.verify = heads, verify
+        self.records: list[dict] = []
+        self._known: dict[bytes, tuple] | None = None
+        self._spent: list[tuple[int, float]] = []  # tokens and blocks of the requests just answered
+
+    def at(self, thresholds: Thresholds = None, metric: str | None = None) -> "EarlyExitLM":
+        """The same at other thresholds, by this metric or another; `at(None)` is the full model."""
+        other = copy.copy(self)
+        if metric is None and not isinstance(thresholds, Calibration):
+            metric = self.metric
+        other.metric, other.limits, other.policy = _exits(self.heads, metric, thresholds)
+        other.records, other._spent = [], []
+        return other
+
+    @property
+    def blocks(self) -> float:
+        """Mean over the cases in `records` of the share of blocks that ran per token; NaN before any."""
+        return float(self.blocks_by_case().mean())
+
+    def blocks_by_case(self) -> pd.Series:
+        """The share of blocks that ran per token of a case, all its requests together; index: task, case."""
+        table = pd.DataFrame(self.records, columns=["task", "case", "request", "tokens", "blocks"])
+        table["ran"] = table.tokens * table.blocks
+        total = table.groupby(["task", "case"], dropna=False)[["ran", "tokens"]].sum()
+        return total.ran / total.tokens
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The harness's: (log-likelihood in nats, whether greedy) of each continuation."""
+        self._spent.clear()
+        found = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        for request, spent in zip(requests, self._spent, strict=True):
+            self._note(request, [spent])
+        return found
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """The harness's: log-likelihood in nats of each whole text, in windows where it is long."""
+        return [
+            self._one(super(EarlyExitLM, self).loglikelihood_rolling, request)
+            for request in tqdm(requests, desc="scoring texts", unit="text", disable=disable_tqdm)
+        ]
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """The harness's: the text that goes on from each prompt, up to a stop string."""
+        return [
+            self._one(super(EarlyExitLM, self).generate_until, request)
+            for request in tqdm(requests, desc="generating", unit="prompt", disable=disable_tqdm)
+        ]
+
+    def _one(self, answer: Callable, request: Instance) -> Any:
+        self._spent.clear()
+        (found,) = answer([request], disable_tqdm=True)
+        self._note(request, self._spent)
+        return found
+
+    def _note(self, request: Instance, spent: Sequence[tuple[int, float]]) -> None:
+        tokens = sum(n for n, _ in spent)
+        ran = sum(n * share for n, share in spent if n)
+        named = {"task": request.task_name, "case": request.doc_id, "request": request.idx}
+        self.records.append(named | {"tokens": tokens, "blocks": ran / tokens if tokens else math.nan})
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options) -> Tensor:
+        if not options["do_sample"]:
+            options.pop("temperature", None)  # 0.0, which transformers would not take
+        until = [_Until(string, self.tokenizer, context.shape[1], 1) for string in stop]
+        options |= {"max_length": max_length, "stopping_criteria": StoppingCriteriaList(until)}
+        options |= {"pad_token_id": self.tokenizer.pad_token_id, "heads": self.heads}
+        out = generate(self.model, context, policy=self.policy, verify=self.verify, **options)
+        share = 1.0 if self.verify else out.trace.depth.mean() / self.cut.n_blocks
+        self._spent.append((out.stats.emitted, share))
+        return out.sequences
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None) -> list[tuple[float, bool]]:
+        known = {} if self._known is None else self._known
+        keys = [self._key(context, continuation) for _, context, continuation in requests]
+        unread = {key: request[1:] for key, request in zip(keys, requests, strict=True) if key not in known}
+        for found in self._read(unread, disable_tqdm):
+            known |= found
+        depths, answers = [*self._depths(), self.cut.n_blocks], []
+        limits = np.array([self.limits.get(depth, math.inf) for depth in depths])[:, None]
+        for key, (names, _, _) in zip(keys, requests, strict=True):
+            scores, log_probs, greedy = known[key]  # [depth, token] each; the full model's scores are +inf
+            first = ((scores >= limits) & (scores > -math.inf)).argmax(axis=0)
+            token = np.arange(len(first))
+            answers.append((float(log_probs[first, token].sum()), bool(greedy[first, token].all())))
+            self._spent.append((len(first), float(np.array(depths)[first].mean()) / self.cut.n_blocks))
+            if names is not None:
+                self.cache_hook.add_partial("loglikelihood", names, answers[-1])
+        return answers
+
+    def _depths(self) -> tuple[int, ...]:
+        return () if self.heads is None else self.heads.depths
+
+    def _key(self, context: list[int], continuation: list[int]) -> bytes:
+        """One text read by one metric of one set of heads."""
+        named = f"{id(self.cut)} {id(self.heads)} {self.metric} {self.max_length} {len(context)}".encode()
+        return hashlib.sha256(named + np.array(context + continuation, np.int64).tobytes()).digest()
+
+    @torch.no_grad()
+    def _read(self, unread: dict[bytes, tuple], disable_tqdm: bool) -> Iterator[dict[bytes, tuple]]:
+        """Scores, log-probabilities and greediness, [depth, token], of each continuation at every depth."""
+        texts: dict[tuple, list] = {}  # continuations of one token, of the same context, share a pass
+        for key, (context, continuation) in unread.items():
+            if not 0 < len(continuation) <= self.max_length or not context:
+                raise InvalidInputError(
+                    f"A context of {len(context)} tokens and a continuation of {len(continuation)}: expected at least "
+                    f"one each, and at most {self.max_length} in the continuation."
+                )
+            text = (context + continuation)[-(self.max_length + 1) :][:-1]
+            if len(text) < len(context) + len(continuation) - 1:
+                logging.getLogger(__name__).warning("A context is longer than the model reads: its beginning is cut.")
+            texts.setdefault(tuple(text), []).append((key, continuation))
+        order = sorted(texts, key=len, reverse=True)  # the longest first: what does not fit in memory shows at once
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="scoring", unit="batch", disable=disable_tqdm or len(starts) < 2):
+            batch = order[start : start + self.batch_size]
+            asked = [(row, len(text), *each) for row, text in enumerate(batch) for each in texts[text]]
+            row = torch.tensor([row for row, _, _, tokens in asked for _ in tokens])
+            position = torch.cat([torch.arange(length - len(tokens), length) for _, length, _, tokens in asked])
+            target = torch.tensor([token for *_, tokens in asked for token in tokens], device=self.device)
+            padded = pad([torch.tensor(text) for text in batch])[0].to(self.device)
+            read = []
+            for depth, state in self.cut.states(padded, [*self._depths(), self.cut.n_blocks]).items():
+                metrics = [] if self.metric is None else [self.metric]
+                at = score_tokens(self.cut, self.heads, depth, state[row, position], target, metrics)
+                no_score = -math.inf if depth < self.cut.n_blocks else math.inf
+                score = at.get(self.metric, torch.full(target.shape, no_score))
+                read.append([score.float().cpu().numpy(), at["log_prob"].cpu().numpy(), at["greedy"].cpu().numpy()])
+            ends = np.cumsum([len(tokens) for *_, tokens in asked])[:-1]
+            parts = [np.split(np.stack(each), ends, axis=1) for each in zip(*read, strict=True)]
+            yield {key: values for (_, _, key, _), values in zip(asked, zip(*parts, strict=True), strict=True)}
+
+
+class _Until(MultiTokenEOSCriteria):
+    """The harness's criterion, asked anew each time: also about drafts, which may not stay."""
+
+    def __call__(self, input_ids, scores, **kwargs) -> bool:
+        self.done_tracker = [False]
+        return super().__call__(input_ids, scores, **kwargs)
+
+
+def _exits(heads: ExitHeads | None, metric: str | None, thresholds: Thresholds) -> tuple[str | None, dict, Policy]:
+    """The metric, the thresholds by depth, and the policy that decodes by them."""
+    if metric is not None:
+        check_metric(metric)
+    if not thresholds:
+        return metric, {}, Never()
+    if heads is None:
+        raise HeadsError("Thresholds without heads: give the heads that they are for.")
+    if isinstance(thresholds, Calibration):
+        if metric not in (None, thresholds.metric):
+            raise InvalidInputError(f"metric={metric!r}, but the calibration is of {thresholds.metric}: leave it out.")
+        policy = Confidence.from_calibration(thresholds)
+    else:
+        if metric is None:
+            raise InvalidInputError("Thresholds without a metric: name the score that they are on.")
+        others = sorted(set(thresholds) - set(heads.depths))
+        if others:
+            raise HeadsError(f"Thresholds for depths {others}: the heads given are at depths {list(heads.depths)}.")
+        given = [t for t in thresholds.values() if t is not None]
+        if any(isinstance(t, bool) or not isinstance(t, int | float) or math.isnan(t) for t in given):
+            raise InvalidInputError(f"thresholds={dict(thresholds)}: expected a number or None a depth.")
+        policy = Confidence(metric, [thresholds.get(depth) for depth in heads.depths], depths=heads.depths)
+    check_thresholds(policy.metric, [t for t in policy.thresholds if t is not None and math.isfinite(t)])
+    policy.check(heads)
+    policy.cuts(heads.depths)
+    pairs = zip(heads.depths, policy.thresholds, strict=True)
+    return policy.metric, {depth: float(t) for depth, t in pairs if t is not None}, policy

@@ -1,0 +1,184 @@
+"""What each piece of decoding takes by the clock, measured while it decodes, and from that the speed to expect."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from eelib.decoding.engine import generate
+from eelib.decoding.frontier import Frontier
+from eelib.decoding.policies import Confidence, FixedExit, Never
+from eelib.decoding.session import Session
+from eelib.errors import InvalidInputError
+from eelib.evaluation.replay import Work
+from eelib.heads.exit_heads import ExitHeads
+from eelib.timing import synchronize
+
+POSITIONS = (1, 2, 4, 8)
+"""Verification is measured with so many positions in one call; between them seconds are interpolated."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of the pieces of decoding on one machine, medians over calls.
+
+    pieces: keys as in `Work.calls`, measured in place, with what the other pieces leave in the caches.
+    per_round, per_token: bookkeeping, fitted to what remains; a token is one emitted or drafted.
+    """
+
+    pieces: dict[tuple, float]
+    per_round: float
+    per_token: float
+
+    def seconds(self, work: Work) -> float:
+        """What work is expected to take."""
+        pieces = sum(self._of(key) * times for key, times in work.calls.items())
+        return pieces + self.per_round * work.rounds + self.per_token * (work.emitted + work.drafted)
+
+    def tokens_per_second(self, work: Work) -> float:
+        return work.emitted / self.seconds(work)
+
+    def with_heads(self, other: "Timings", depths: Sequence[int]) -> "Timings":
+        """The same model's blocks with other heads: at each of these depths one that takes what `other`'s take on
+        average. For exits by the model's own unembedding, of which a few are timed."""
+        seconds = float(np.mean([s for key, s in other.pieces.items() if key[0] == "head"]))
+        blocks = {key: s for key, s in self.pieces.items() if key[0] != "head"}
+        return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
+
+    def table(self) -> pd.DataFrame:
+        """One row a piece and number of positions: piece, positions, seconds."""
+        rows = []
+        for (piece, *of), seconds in sorted(self.pieces.items(), key=str):
+            name = {"blocks": "blocks {} to {}", "head": "head at {}"}.get(piece, piece).format(*of)
+            rows.append({"piece": name, "positions": 1 if piece == "head" else of[-1], "seconds": seconds})
+        return pd.DataFrame(rows)
+
+    def _of(self, key: tuple) -> float:
+        piece, *of = key
+        if key in self.pieces:
+            return self.pieces[key]
+        if piece == "head":
+            raise InvalidInputError(f"No head at depth {of[0]} was timed: time it with the heads that are replayed.")
+        n = of[-1]
+        if piece != "blocks":
+            known = {k[-1]: seconds for k, seconds in self.pieces.items() if k[0] == piece}
+            return _between(known, n)
+        first, last, _ = of
+        if {k[-1] for k in self.pieces if k[:3] == ("blocks", first, last)} >= set(POSITIONS):
+            return _between({k[-1]: s for k, s in self.pieces.items() if k[:3] == ("blocks", first, last)}, n)
+        per_block = defaultdict(list)  # other cuts: what a block takes on average
+        for (name, *cut), seconds in self.pieces.items():
+            if name == "blocks":
+                per_block[cut[2]].append((cut[1] - cut[0], seconds))
+        known = {k: sum(s for _, s in found) / sum(b for b, _ in found) for k, found in per_block.items()}
+        return (last - first) * _between(known, n)
+
+
+def time_pieces(
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    prompts: Sequence[Tensor],
+    *,
+    positions: Sequence[int] = POSITIONS,
+    max_new_tokens: int = 40,
+) -> Timings:
+    """Times every segment that ends or begins at a head, every head, embedding, unembedding and prefill, by decoding
+    the prompts with policies that between them use each at so many positions a call. The first prompt, cut short, warms
+    up.
+
+    Args:
+        prompts: [1, position] each, at least two.
+        positions: from 1 up; (1,) times the heads and single positions only.
+
+    Raises:
+        InvalidInputError: too few prompts.
+    """
+    if len(prompts) < 2:
+        raise InvalidInputError(f"{len(prompts)} prompts: expected at least two, since the first one warms up.")
+    policies = [Never(), Confidence("max_prob", (2.0,) * len(heads.depths), back_off=False)]  # asks all, in vain
+    policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in positions[1:]]
+    pieces, rest = defaultdict(list), []
+    for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
+        for policy in policies:
+            log: list[tuple[tuple, float]] = []
+            stats = generate(
+                model, prompt, heads=heads, policy=policy, max_new_tokens=max_new_tokens if number else 8,
+                session=lambda *given, log=log: _Timed(log, *given),
+            ).stats  # fmt: skip
+            if number:
+                for key, seconds in log:
+                    pieces[key].append(seconds)
+                spent = sum(seconds for _, seconds in log)
+                rest.append((stats.rounds, stats.emitted + stats.drafted, stats.seconds - spent))
+    counts, remains = np.array([row[:2] for row in rest], float), np.array([row[2] for row in rest])
+    per_round, per_token = np.linalg.lstsq(counts, remains, rcond=None)[0].clip(min=0)
+    return Timings({key: float(np.median(found)) for key, found in pieces.items()}, float(per_round), float(per_token))
+
+
+def _between(known: dict[int, float], n: int) -> float:
+    """Seconds for n positions from those measured: between two of them, or on from the last two."""
+    at, seconds = zip(*sorted(known.items()), strict=True)
+    if n > at[-1] and len(at) > 1:
+        return seconds[-1] + (n - at[-1]) * (seconds[-1] - seconds[-2]) / (at[-1] - at[-2])
+    return float(np.interp(n, at, seconds))
+
+
+class _Timed(Session):
+    """Decodes as ever, and writes the seconds of every piece into `log`, prefill as one piece."""
+
+    def __init__(self, log: list[tuple[tuple, float]], *given):
+        self.log = log
+        super().__init__(*given)
+
+    def frontier_type(self, *given):
+        return _TimedFrontier(self.log, *given)
+
+    def _emit_own(self):
+        first = self.frontier.began is not None
+        super()._emit_own()
+        if first:
+            self.log.append((("prefill", self.frontier.length), time.perf_counter() - self.frontier.began))
+            self.frontier.began = None
+
+    def _ask(self, depth, hidden, prefix):
+        return _timed(self.log, ("head", depth), super()._ask, depth, hidden, prefix)
+
+
+class _TimedFrontier(Frontier):
+    """began: when prefill did; None once it is over."""
+
+    def __init__(self, log: list[tuple[tuple, float]], *given):
+        super().__init__(*given)
+        self.log, self.began = log, time.perf_counter()
+
+    def _span(self, start, length):
+        if self.began or (start, length) in self._spans:
+            return super()._span(start, length)
+        return _timed(self.log, ("span", length), super()._span, start, length)
+
+    def _run(self, first, last, hidden, start):
+        if self.began:
+            return super()._run(first, last, hidden, start)
+        self._span(start, hidden.shape[1])
+        key = ("blocks", first, last, hidden.shape[1])
+        return _timed(self.log, key, super()._run, first, last, hidden, start)
+
+    def unembed(self, hidden):
+        if self.began:
+            return super().unembed(hidden)
+        return _timed(self.log, ("unembedding", hidden.shape[1]), super().unembed, hidden)
+
+
+def _timed(log: list, key: tuple, call: Callable, *given):
+    synchronize()
+    started = time.perf_counter()
+    result = call(*given)
+    synchronize()
+    log.append((key, time.perf_counter() - started))
+    return result

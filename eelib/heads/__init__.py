@@ -1,0 +1,14 @@
+"""Exit heads: what they are, how they are trained, saved and shared."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["exit_heads", "layers", "loss", "training", "recipe", "hub"],
+    submod_attrs={
+        "exit_heads": ["ExitHeads", "HeadConfig"],
+        "loss": ["Objective"],
+        "training": ["TrainConfig", "distil", "evaluate"],
+        "recipe": ["Recipe", "make_heads"],
+    },
+)

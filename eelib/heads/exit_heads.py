@@ -1,0 +1,307 @@
+"""Early-exit heads: from the hidden state at a depth to logits over the vocabulary, or over the drafted part of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib.backbone.loading import HUB_ID
+from eelib.backbone.segments import Backbone
+from eelib.backbone.teacher import Lesson
+from eelib.errors import HeadsError, InvalidInputError
+from eelib.heads.hub import model_card
+from eelib.heads.layers import MixedLinear, make_map
+from eelib.workspace import atomic_write
+
+KINDS = ("mlp", "affine", "linear", "none")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What heads are made of.
+
+    depths: after how many blocks each head reads, ascending.
+    kind: `mlp`, a gated MLP beside a linear map, both residual, before the model's own final norm and unembedding,
+        which stay frozen and shared; `affine`, the linear map alone (tuned lens, arXiv 2303.08112); `linear`, an untied
+        norm and unembedding (the author's); `none`, nothing at all (logit lens).
+    draft_vocab_size: how many of the model's tokens a head may draft, or None for all. One more class, "other",
+        then stands for the rest; it counts in every score and is never drafted.
+    width: inner width of the MLP; None for the model's hidden size.
+    skip: whether an MLP has the linear map beside it.
+    seed: of the initial weights.
+    """
+
+    depths: Sequence[int]
+    kind: str = "mlp"
+    draft_vocab_size: int | None = None
+    width: int | None = None
+    seed: int = 0
+    skip: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "depths", tuple(self.depths))
+        if self.kind not in KINDS:
+            raise InvalidInputError(f"Unknown kind of head {self.kind!r}: expected one of {', '.join(KINDS)}.")
+        if self.draft_vocab_size is not None and self.kind in ("linear", "none"):
+            raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: leave draft_vocab_size out.")
+        if self.draft_vocab_size is not None and self.draft_vocab_size < 2:
+            raise InvalidInputError(f"draft_vocab_size={self.draft_vocab_size}: expected at least 2 tokens.")
+        if self.width is not None and self.width < 1:
+            raise InvalidInputError(f"width={self.width}: expected a positive number.")
+
+
+class ExitHeads(nn.Module):
+    """One head a depth on one frozen backbone. Make them with `init` or `from_pretrained`.
+
+    Classes: with a draft vocabulary, class c < V' is the token draft_tokens[c] and the last class is "other"; without
+    one, classes are tokens.
+    """
+
+    def __init__(self, config: HeadConfig, model: PreTrainedModel, draft_tokens: Int[Tensor, " draft"] | None):
+        super().__init__()
+        backbone = Backbone.of(model)
+        backbone.check_depths(config.depths)
+        self.config = config
+        self.training_record: dict = {}
+        self._fingerprint: tuple[list, str] = ([], "")
+        self._of = (backbone, model)  # in a tuple, so that the model's weights are not registered as the heads' own
+        hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            maps = {
+                str(d): make_map(config.kind, config.width, config.skip, backbone.unembedding, hidden_size)
+                for d in config.depths
+            }
+            self.maps = nn.ModuleDict(maps)
+            self.others = nn.ModuleDict()
+            if draft_tokens is not None:
+                self.others.update({str(depth): MixedLinear(width, 1) for depth in config.depths})
+        self.register_buffer("draft_tokens", draft_tokens)
+        weight, bias = backbone.unembedding.weight, getattr(backbone.unembedding, "bias", None)
+        rows = None if draft_tokens is None else weight.detach()[draft_tokens].clone()
+        self.register_buffer("_rows", rows, persistent=False)
+        row_bias = None if draft_tokens is None or bias is None else bias.detach()[draft_tokens].clone()
+        self.register_buffer("_row_bias", row_bias, persistent=False)
+        self.to(model.device)
+
+    @classmethod
+    def init(
+        cls,
+        model: PreTrainedModel,
+        depths: int | Sequence[int],
+        kind: str = "mlp",
+        draft_vocab_size: int | None = None,
+        *,
+        width: int | None = None,
+        skip: bool = True,
+        seed: int = 0,
+        sequences: Sequence[Tensor] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> "ExitHeads":
+        """Untrained heads at `depths`, or at so many depths, evenly spread. With a draft vocabulary, `sequences` are
+        text of the model's own, whose most frequent tokens are taken, and `tokenizer` names the special tokens that
+        are always taken.
+
+        Raises:
+            InvalidInputError: a setting that no heads can have.
+            ModelError: the model cannot be cut.
+        """
+        config = HeadConfig(Backbone.of(model).check_depths(depths), kind, draft_vocab_size, width, seed, skip)
+        draft_tokens = None
+        if draft_vocab_size is not None:
+            if sequences is None or tokenizer is None:
+                raise InvalidInputError("draft_vocab_size needs `sequences` and `tokenizer`, to choose its tokens by.")
+            draft_tokens = frequent_tokens(sequences, draft_vocab_size, model, tokenizer)
+        return cls(config, model, draft_tokens)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return self.config.depths
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._of[0]
+
+    def parameters_of(self, depth: int) -> list[nn.Parameter]:
+        """What is trained of the head at `depth`."""
+        other = [*self.others[str(depth)].parameters()] if self.others else []
+        return [*self.maps[str(depth)].parameters(), *other]
+
+    def parameter_count(self) -> dict[str, int]:
+        """`own`: parameters the heads add in memory, the copied unembedding rows included; `trained`: those trained."""
+        trained = sum(p.numel() for p in self.parameters())
+        return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.numel())}
+
+    def weights(self, depth: int) -> tuple[int, int]:
+        """Weights of the head at `depth`: its own, and all that one call of it reads, rows shared with others too."""
+        own = sum(p.numel() for p in self.parameters_of(depth))
+        if self.config.kind == "linear":
+            return own, own
+        return own, own + (self.backbone.unembedding.weight if self._rows is None else self._rows).numel()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the backbone's fingerprint and all that the heads are, the same for each dtype."""
+        tensors = self.state_dict()
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
+        if self._fingerprint[0] != state:  # hashing takes longer than a token
+            digest = hashlib.sha256((self.backbone.fingerprint() + json.dumps(asdict(self.config))).encode())
+            for name, tensor in sorted(tensors.items()):
+                values = tensor.to(torch.bfloat16).view(torch.int16) if tensor.is_floating_point() else tensor
+                digest.update(name.encode() + values.cpu().numpy().tobytes())
+            self._fingerprint = state, digest.hexdigest()
+        return self._fingerprint[1]
+
+    def logits(
+        self, depth: int, hidden: Float[Tensor, "... hidden"], tokens: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "... classes"]:
+        """What the head at `depth` says of states that have passed `depth` blocks: raw logits over its classes, or
+        over some of those that are tokens (`tokens` indexes them) and "other"; `linear` heads give all."""
+        mapped = self.maps[str(depth)](hidden)
+        if self.config.kind == "linear":
+            return mapped if tokens is None else mapped[..., tokens]
+        normed = self.backbone.normalise(mapped)
+        logits = self._unembed_classes(normed, tokens)
+        return logits if self.draft_tokens is None else torch.cat([logits, self.others[str(depth)](normed)], dim=-1)
+
+    def target(self, lesson: Lesson) -> Float[Tensor, "token classes"]:
+        """The model's own probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
+        target = (self._unembed_classes(lesson.final).float() - lesson.log_normaliser[:, None]).exp()
+        if self.draft_tokens is None:
+            return target
+        return torch.cat([target, (1 - target.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
+
+    def _unembed_classes(self, normed: Float[Tensor, "... width"], tokens: Tensor | None = None) -> Tensor:
+        """The logits of the classes that are tokens, or of some of them."""
+        unembedding = self.backbone.unembedding
+        if self.draft_tokens is None and tokens is None:
+            return self.backbone.finish(unembedding(normed))
+        if self.draft_tokens is None:
+            rows, bias = unembedding.weight, getattr(unembedding, "bias", None)
+        else:
+            rows, bias = self._rows, self._row_bias
+        if tokens is not None:
+            rows, bias = rows[tokens], None if bias is None else bias[tokens]
+        return self.backbone.finish(F.linear(normed, rows.to(normed.dtype), bias))
+
+    def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
+        """The same head read out over the model's whole vocabulary: what benchmarks score with."""
+        mapped = self.maps[str(depth)](hidden)
+        return mapped if self.config.kind == "linear" else self.backbone.unembed(mapped)
+
+    def tokens(self, logits: Float[Tensor, "... classes"]) -> Int[Tensor, "..."]:
+        """The token that each row of logits would draft; -1 where "other" leads, and the head declines."""
+        classes = logits.argmax(dim=-1)
+        if self.draft_tokens is None:
+            return classes
+        return torch.cat([self.draft_tokens, self.draft_tokens.new_tensor([-1])])[classes]
+
+    def widen(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... vocab"]:
+        """Logits over the whole vocabulary, -inf where the head cannot draft; "other" is left out."""
+        if self.draft_tokens is None:
+            return logits
+        wide = logits.new_full((*logits.shape[:-1], self.backbone.vocab_size), float("-inf"))
+        return wide.index_copy_(-1, self.draft_tokens, logits[..., :-1])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model.safetensors, config.json and README.md (a model card), each whole or not at all."""
+        folder = Path(folder)
+        model = self._of[1]
+        described = {
+            "eelib_version": version("eelib"),
+            "backbone": model.config._name_or_path,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "fingerprint": self.backbone.fingerprint(),
+            "n_blocks": self.backbone.n_blocks,
+            "heads": asdict(self.config),
+            "parameters": self.parameter_count(),
+            "training": self.training_record,
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_write(folder / "model.safetensors") as path:
+            save_file(tensors, path)
+        with atomic_write(folder / "config.json") as path:
+            path.write_text(json.dumps(described, indent=2) + "\n")
+        with atomic_write(folder / "README.md") as path:
+            path.write_text(model_card(described))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads what `save_pretrained` writes, in one commit to a Hub repository that is made if need be.
+
+        Returns the commit's address. Errors are huggingface_hub's own.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Early-exit heads")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, model: PreTrainedModel, force: bool = False) -> "ExitHeads":
+        """Heads from a folder or, if there is none of that name, from the Hub; in the model's type, on its device.
+
+        Raises:
+            HeadsError: no heads there, or heads of another backbone (`force=True` loads those all the same).
+        """
+        folder = Path(name)
+        if not folder.is_dir() and HUB_ID.fullmatch(str(name)):
+            try:
+                folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
+            except (HfHubHTTPError, OSError) as error:
+                raise HeadsError(f"{name} is neither a folder nor heads on the Hub: {error}") from error
+        missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+        if missing:
+            raise HeadsError(
+                f"No heads in {folder}: {' and '.join(missing)} missing. `eelib.ExitHeads.save_pretrained` writes them."
+            )
+        described = json.loads((folder / "config.json").read_text())
+        if "heads" not in described or "fingerprint" not in described:
+            raise HeadsError(f"{folder / 'config.json'} does not describe heads: expected keys heads, fingerprint.")
+        fingerprint = Backbone.of(model).fingerprint()
+        if described["fingerprint"] != fingerprint and not force:
+            raise HeadsError(
+                f"The heads in {folder} belong to another backbone: they were made for {described['backbone']} "
+                f"(fingerprint {described['fingerprint'][:12]}), this is {model.config._name_or_path} "
+                f"({fingerprint[:12]}). Load that model, train heads for this one, or pass force=True."
+            )
+        tensors = load_file(folder / "model.safetensors")
+        heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
+        try:
+            heads.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise HeadsError(
+                f"The heads in {folder} have other weights than eelib {version('eelib')} gives this kind; train them "
+                f"anew: {error}"
+            ) from error
+        heads.training_record = described["training"]
+        return heads.to(model.dtype).to(model.device).requires_grad_(False)
+
+
+def frequent_tokens(
+    sequences: Sequence[Tensor], size: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Int[Tensor, " draft"]:
+    """The `size` tokens to draft, ascending: all special tokens, then the most frequent ones of `sequences`.
+
+    Frequencies in text sampled from the model estimate what the model emits (as FR-Spec ranks its vocabulary, arXiv
+    2502.14856). Ties go to the lower token, which in a byte-pair vocabulary is the earlier and commoner merge.
+    """
+    vocab_size = Backbone.of(model).vocab_size
+    if size >= vocab_size:
+        raise InvalidInputError(f"draft_vocab_size={size}: expected fewer than the model's {vocab_size} tokens.")
+    counts = torch.bincount(torch.cat(list(sequences)).cpu(), minlength=vocab_size).double()
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = model.generation_config.eos_token_id
+    special |= set(tokenizer.all_special_ids) | set(ends if isinstance(ends, list) else [ends] if ends else [])
+    counts[sorted(i for i in special if i < vocab_size)] = float("inf")
+    return torch.sort(torch.sort(counts, descending=True, stable=True).indices[:size]).values.to(model.device)

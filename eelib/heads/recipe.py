@@ -1,0 +1,139 @@
+"""A recipe for heads: which text, which heads, how trained. From a file to heads in a folder, in one process or many:
+
+accelerate launch -m eelib.heads.recipe config/heads.yaml --model EleutherAI/pythia-410m --slug pythia-410m
+"""
+
+import argparse
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eelib.backbone.loading import batch_dtype, load_model
+from eelib.backbone.segments import Backbone
+from eelib.backbone.teacher import Lessons
+from eelib.corpus.corpus import Corpus, load_corpus
+from eelib.corpus.documents import CorpusConfig
+from eelib.errors import EelibError, InvalidInputError
+from eelib.heads.exit_heads import ExitHeads, HeadConfig
+from eelib.heads.training import TrainConfig, distil
+from eelib.workspace import Workspace, expanded
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How heads are made: by `make_heads`, or `python -m eelib.heads.recipe` from the command line.
+
+    corpus: which text. heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind,
+    draft_vocab_size, width, seed). training: how they are trained.
+    keep_lessons: keep on disk, until the heads are done, what the model says of the text: then it is asked once, while
+    it writes the text, and not again in every epoch.
+    """
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    heads: Mapping[str, object] = field(default_factory=lambda: {"depths": 4})
+    training: TrainConfig = field(default_factory=TrainConfig)
+    keep_lessons: bool = True
+
+    @classmethod
+    def load(cls, path: str | Path, changes: Mapping[str, object] | None = None, seed: int = 0) -> "Recipe":
+        """A recipe from a YAML file, some of its settings changed. Text files that it names are seen from its own
+        folder, or from the working folder.
+
+        Args:
+            changes: like the file, {"corpus": {"documents": 100}}.
+            seed: of text, heads and training, where the file names none.
+
+        Raises:
+            InvalidInputError: the file is missing or no recipe, or a setting is unknown or out of range.
+        """
+        path, changes = expanded(path), dict(changes or {})
+        try:
+            given = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
+        parts = {"corpus": CorpusConfig, "heads": HeadConfig, "training": TrainConfig}
+        if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "keep_lessons"}:
+            raise InvalidInputError(
+                f"{path} and the changes {changes} hold something else than a recipe: {', '.join(parts)}, keep_lessons."
+            )
+        made = {}
+        for name, kind in parts.items():
+            settings = {"seed": seed, **(given.get(name) or {}), **(changes.get(name) or {})}
+            unknown = sorted(set(settings) - {setting.name for setting in fields(kind)})
+            if unknown:
+                raise InvalidInputError(
+                    f"{path}: {name} has no setting {', '.join(unknown)}; it has "
+                    f"{', '.join(setting.name for setting in fields(kind))}."
+                )
+            for key in {"source", "prompts"} & set(settings):
+                if settings[key] and (path.parent / settings[key]).is_file():
+                    settings[key] = str(path.parent / settings[key])
+            made[name] = settings if kind is HeadConfig else kind(**settings)
+        HeadConfig(**{**made["heads"], "depths": (1,)})  # for its errors, before hours of writing text
+        return cls(**made, keep_lessons=changes.get("keep_lessons", given.get("keep_lessons", True)))
+
+
+def make_heads(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
+) -> tuple[Corpus, ExitHeads, pd.DataFrame]:
+    """Corpus and heads by a recipe, saved in the workspace; a killed call goes on where it was.
+
+    Returns:
+        The corpus, the trained heads, and the report of `distil`.
+    """
+    scratch, state = workspace.checkpoints, PartialState()
+    depths = Backbone.of(model).check_depths(recipe.heads["depths"])
+    lessons = Lessons(model, depths, scratch / "lessons" if recipe.keep_lessons else None)
+    corpus = load_corpus(recipe.corpus, model, tokenizer, scratch / "corpus", lessons if recipe.keep_lessons else None)
+    if recipe.keep_lessons:  # those on text that the model has not written just now
+        mine = slice(state.process_index, None, state.num_processes)
+        lessons.keep(corpus.train[mine], corpus.counted["train"][mine])
+        state.wait_for_everyone()
+    heads = ExitHeads.init(model, **recipe.heads, sequences=corpus.train, tokenizer=tokenizer)
+    report = distil(
+        model, heads, corpus.train, recipe.training, counted=corpus.counted["train"], lessons=lessons,
+        validation=corpus.test, validation_counted=corpus.counted["test"], checkpoint=scratch / "heads.safetensors",
+        log=scratch / "heads.jsonl",
+    )  # fmt: skip
+    if state.is_main_process:
+        corpus.save(workspace.corpus)
+        heads.save_pretrained(workspace.heads)
+        if recipe.keep_lessons:
+            # Text first: lessons asked for anew differ in their last bits, so a repetition must write both again.
+            shutil.rmtree(scratch / "corpus", ignore_errors=True)
+            lessons.forget()
+    state.wait_for_everyone()
+    return corpus, heads, report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status. Errors are one message, not a traceback."""
+    parser = argparse.ArgumentParser(prog="python -m eelib.heads.recipe", description="Make heads by a recipe.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--model", default="smollm2-135m", help="a packaged name, a folder, or a Hub id")
+    parser.add_argument("--slug", help="folder name of this model's artefacts; default: the last part of its name")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--workspace", help="folder that holds data/; default: EELIB_HOME or the working folder")
+    given = parser.parse_args(arguments)
+    try:
+        recipe = Recipe.load(given.recipe)
+        model, tokenizer = load_model(given.model, dtype=batch_dtype(given.dtype), device=PartialState().device)
+        workspace = Workspace(given.slug or given.model.rstrip("/").rpartition("/")[2], given.workspace)
+        corpus, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+    except EelibError as error:
+        parser.exit(1, f"error: {error}\n")
+    if PartialState().is_main_process:
+        print(corpus.report().to_string(index=False))
+        print(pd.DataFrame(heads.training_record["validation"]).to_string(index=False))
+        print(f"Heads are in {workspace.heads}.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,378 @@
+"""Self-supervised training: heads learn to say what the whole model says (self-distillation, arXiv 2407.21082)."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from eelib.backbone.teacher import Lesson, Lessons
+from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
+from eelib.heads.exit_heads import ExitHeads
+from eelib.heads.loss import LOSSES, Objective
+from eelib.workspace import atomic_write
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How heads are trained.
+
+    epochs: passes over the sequences.
+    batch_size: sequences a step.
+    shuffle_buffer: sequences whose tokens are shuffled among their steps, so that a step learns from a little of many
+        texts, not from all of a few; up to `batch_size`, every step keeps to its own sequences.
+    learning_rate: peak of AdamW's, reached by a linear warm-up and brought down to zero by a cosine.
+    warmup: share of the steps that warm up.
+    max_grad_norm: gradients of one head are clipped to this norm.
+    loss: `kl`, KL(teacher || head) in nats; `cross_entropy`, to the teacher's most likely token. Mean over tokens.
+    sampled_classes: None takes the loss over all classes; a number, over those that are likeliest for one of the step's
+        tokens and so many random others, which stand for the rest (importance sampling of the normaliser, Bengio &
+        Senecal 2008): quicker, and the loss an estimate.
+    log_every: steps between the rows of the report.
+    checkpoint_every: steps between checkpoints.
+    seed: of the order of the sequences.
+    """
+
+    epochs: int = 2
+    batch_size: int = 4
+    shuffle_buffer: int = 64
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    loss: str = "kl"
+    sampled_classes: int | None = None
+    log_every: int = 10
+    checkpoint_every: int = 25
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise InvalidInputError(f"Unknown loss {self.loss!r}: expected one of {', '.join(LOSSES)}.")
+        if not 0 <= self.warmup < 1:
+            raise InvalidInputError(f"warmup={self.warmup}: expected a share of the steps, from 0 to below 1.")
+        for name in (
+            "epochs", "batch_size", "shuffle_buffer", "learning_rate", "max_grad_norm", "log_every", "checkpoint_every",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
+        if self.sampled_classes is not None and self.sampled_classes < 1:
+            raise InvalidInputError(f"sampled_classes={self.sampled_classes}: expected a positive number, or None.")
+
+
+def distil(
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    sequences: Sequence[Tensor],
+    config: TrainConfig,
+    *,
+    counted: Sequence[Tensor] | None = None,
+    lessons: Lessons | None = None,
+    validation: Sequence[Tensor] = (),
+    validation_counted: Sequence[Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+) -> pd.DataFrame:
+    """Trains the heads in place against the frozen model's own distribution, and leaves them in the model's type.
+
+    Under `accelerate launch` every process takes its share of each step's sequences; the gradients, and so the heads,
+    are those of one process, up to the order of additions.
+
+    Args:
+        sequences: 1-D LongTensors, one a document.
+        counted: for each a mask [position] of the positions to train on (`Corpus.counted`); None for all.
+        lessons: what the model says of text, kept on disk or not; None asks the model at every step.
+        validation: held-out sequences; agreement and loss on them go into `heads.training_record`.
+        checkpoint: file to go on from when a former call with the same arguments was killed; deleted at the end. The
+            result is that of an uninterrupted run, bit for bit on a CPU.
+        log: file that gets the rows of the report as they come, one JSON object a line.
+        tensorboard: folder for TensorBoard's event files (needs the extra `track`).
+
+    Returns:
+        One row per logged step and head: step, tokens, depth, loss [nats], agreement (share of tokens where the
+        head's choice is the model's), learning_rate, tokens_per_second.
+
+    Raises:
+        CorpusError: no sequences. HeadsError: nothing to train. TrainingError: the loss is not a number, the
+        checkpoint is another run's or cannot be written.
+    """
+    if not sequences:
+        raise CorpusError("No sequences to train on: the training split is empty.")
+    if not any(True for _ in heads.parameters()):
+        raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
+    lessons = Lessons(model, heads.depths) if lessons is None else lessons
+    heads.float().requires_grad_(True)
+    run = _Run(heads, config, sequences, counted, None if checkpoint is None else Path(checkpoint))
+    run.restore()
+    state = PartialState()
+    steps = Batches(
+        sequences, counted, epochs=config.epochs, batch_size=config.batch_size, shuffle_buffer=config.shuffle_buffer,
+        seed=config.seed,
+    )  # fmt: skip
+    with (
+        Report(run.log, log, tensorboard, state.is_main_process) as report,
+        tqdm(
+            total=len(steps), initial=run.step, desc="training heads", unit="step", disable=not state.is_main_process
+        ) as bar,
+    ):
+        started, tokens_before = time.perf_counter(), run.tokens
+        for lesson in steps.taught(lessons, first=run.step):
+            rows = _train_step(heads, lesson, run, len(steps))
+            seconds = time.perf_counter() - started
+            bar.update()
+            if run.logs(len(steps)):
+                speed = (run.tokens - tokens_before) / seconds
+                report.add([{**row, "tokens_per_second": speed} for row in rows])
+                bar.set_postfix_str(f"loss {rows[-1]['loss']:.2f} at depth {rows[-1]['depth']}, {speed:.0f} tokens/s")
+            if run.step % config.checkpoint_every == 0 and run.step < len(steps) and state.is_main_process:
+                run.save()
+    heads.to(model.dtype).requires_grad_(False)
+    measured = evaluate(model, heads, validation, validation_counted).to_dict("records") if validation else []
+    heads.training_record = {
+        "config": asdict(config), "sequences": len(sequences), "tokens": run.tokens, "validation": measured,
+    }  # fmt: skip
+    if state.is_main_process:
+        run.finish()
+    return pd.DataFrame(run.log)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    sequences: Sequence[Tensor],
+    counted: Sequence[Tensor] | None = None,
+    batch_size: int = 8,
+) -> pd.DataFrame:
+    """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head."""
+    sums, tokens, lessons = {depth: [0.0, 0] for depth in heads.depths}, 0, Lessons(model, heads.depths)
+    for start in range(0, len(sequences), batch_size):
+        masks = None if counted is None else counted[start : start + batch_size]
+        lesson = lessons.on(sequences[start : start + batch_size], masks)
+        target = heads.target(lesson)
+        entropy = torch.special.entr(target).sum(-1)
+        tokens += len(lesson.choice)
+        for depth in heads.depths:
+            logits = heads.logits(depth, lesson.states[depth]).float()
+            sums[depth][0] += (F.cross_entropy(logits, target, reduction="none") - entropy).sum().item()
+            sums[depth][1] += (heads.tokens(logits) == lesson.choice).sum().item()
+    return pd.DataFrame(
+        [{"depth": d, "loss": loss / tokens, "agreement": agreed / tokens} for d, (loss, agreed) in sums.items()]
+    )
+
+
+class _Run:
+    """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
+
+    def __init__(self, heads, config: TrainConfig, sequences, counted, path: Path | None):
+        self.heads, self.config, self.path = heads, config, path
+        self.step, self.tokens, self.log = 0, 0, []
+        self.optimizer = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        digest = hashlib.sha256(repr((config, heads.config, heads.backbone.fingerprint())).encode())
+        for sequence in [*sequences, *(counted or ())]:
+            digest.update(sequence.numpy().tobytes())
+        self.identity = digest.hexdigest()
+
+    def restore(self) -> None:
+        if self.path is None or not self.path.is_file():
+            return
+        with safe_open(self.path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if state["identity"] != self.identity:
+            raise TrainingError(
+                f"{self.path} is the checkpoint of another run (other text, heads, model or settings). "
+                "Delete it to start anew, or go back to the settings that it was made with."
+            )
+        self.step, self.tokens, self.log = state["step"], state["tokens"], state["log"]
+        for name, parameter in self.heads.named_parameters():
+            parameter.data.copy_(tensors[f"{name}.value"])
+            moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": tensors[f"{name}.step"], **moments}
+
+    def logs(self, n_steps: int) -> bool:
+        """Whether the step that was begun last is one of those in the report."""
+        return self.step % self.config.log_every == 0 or self.step == n_steps
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        tensors = {}
+        for name, parameter in self.heads.named_parameters():
+            tensors[f"{name}.value"] = parameter.data
+            tensors.update({f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()})
+        state = {"identity": self.identity, "step": self.step, "tokens": self.tokens, "log": self.log}
+        try:
+            with atomic_write(self.path) as path:
+                save_file(tensors, path, metadata={"state": json.dumps(state)})
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The last one that was "
+                "written is kept: make room and run the same again."
+            ) from error
+
+    def finish(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
+    """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
+
+    lesson: this process's share; None where it has none.
+    """
+    rate = run.config.learning_rate * _schedule(run.step, round(run.config.warmup * n_steps), n_steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    device = heads.backbone.model.device
+    tokens = reduce(torch.tensor(0.0 if lesson is None else float(len(lesson.choice)), device=device), "sum").item()
+    run.step, run.tokens = run.step + 1, run.tokens + int(tokens)
+    config, logged = run.config, run.logs(n_steps)
+    objective = None
+    if lesson is not None:
+        objective = Objective(heads, lesson, config.loss, config.sampled_classes, seed=(config.seed << 32) + run.step)
+    rows = []
+    for depth in heads.depths:
+        parameters, sums = heads.parameters_of(depth), torch.zeros(2, device=device)
+        if objective is not None:
+            loss, agreed = objective.at(depth, agreement=logged)
+            (loss / tokens).backward()
+            sums = torch.stack([loss.detach(), agreed])
+        loss, agreement = (reduce(sums, "sum") / tokens).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss at depth {depth} is {loss} at step {run.step}. The last checkpoint is kept; "
+                f"lower learning_rate ({run.config.learning_rate}) or check the text."
+            )
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = reduce(parameter.grad, "sum")
+        torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
+        rows.append({
+            "step": run.step, "tokens": run.tokens, "depth": depth, "loss": loss, "agreement": agreement,
+            "learning_rate": rate,
+        })  # fmt: skip
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return rows
+
+
+def _schedule(step: int, warmup_steps: int, n_steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))
+
+
+class Batches:
+    """The steps of a run: every epoch takes all sequences, in an order of its own.
+
+    Args:
+        sequences, counted: as `distil` takes them.
+        epochs, batch_size, shuffle_buffer, seed: as in `TrainConfig`.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Tensor],
+        counted: Sequence[Tensor] | None,
+        *,
+        epochs: int,
+        batch_size: int,
+        shuffle_buffer: int,
+        seed: int,
+    ):
+        self.sequences, self.counted, self.seed = sequences, counted, seed
+        self.together = max(1, shuffle_buffer // batch_size)  # steps that shuffle their tokens among each other
+        generator, self.steps = torch.Generator().manual_seed(seed), []
+        for _ in range(epochs):
+            order = torch.randperm(len(sequences), generator=generator)
+            self.steps += [batch.tolist() for batch in order.split(batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def taught(self, lessons: Lessons, first: int = 0) -> Iterator[Lesson | None]:
+        """This process's share of every step from number `first` on; None where it has none.
+
+        Steps that shuffle their tokens are taught together, also where `first` lies among them.
+        """
+        state = PartialState()
+        for start in range(first // self.together * self.together, len(self), self.together):
+            group = self.steps[start : start + self.together]
+            shares = [batch[state.process_index :: state.num_processes] for batch in group]
+            parts = [lessons.on(*self._texts(share)) for share in shares if share]
+            lesson = Lesson.joined(parts) if parts else None
+            owners = torch.cat([torch.arange(len(batch)) % state.num_processes for batch in group])
+            sizes = torch.tensor([self._size(i) for batch in group for i in batch])
+            own = owners.repeat_interleave(sizes) == state.process_index  # [token]
+            place = own.cumsum(0) - 1  # of this process's tokens, in their lesson
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start)
+            order = torch.randperm(len(own), generator=generator).tensor_split(len(group))
+            for tokens in order[max(first - start, 0) :]:
+                mine = place[tokens[own[tokens]]]
+                yield lesson.at(mine.to(lesson.choice.device)) if len(mine) else None
+
+    def _texts(self, numbers: list[int]) -> tuple[list[Tensor], list[Tensor] | None]:
+        counted = None if self.counted is None else [self.counted[i] for i in numbers]
+        return [self.sequences[i] for i in numbers], counted
+
+    def _size(self, number: int) -> int:
+        return len(self.sequences[number]) if self.counted is None else int(self.counted[number].sum())
+
+
+class Report:
+    """Rows of a table that grows, written to files as they come.
+
+    Args:
+        rows: the table so far, of which a resumed run has some; `add` appends to it.
+        log: file for one JSON object a row, made anew; None for none.
+        tensorboard: folder for TensorBoard's event files, a curve for each measured column and depth; None for none.
+        writes: whether this process writes files at all.
+    """
+
+    def __init__(self, rows: list[dict], log: str | Path | None, tensorboard: str | Path | None, writes: bool):
+        self.rows, self.log, self.board = rows, None, None
+        if log is not None and writes:
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            self.log = open(log, "w", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        if tensorboard is not None and writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(tensorboard, purge_step=rows[-1]["step"] + 1 if rows else None)
+        self._write(rows, again=True)
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in (self.log, self.board):
+            if file is not None:
+                file.close()
+
+    def add(self, rows: list[dict]) -> None:
+        """Appends rows with the keys step, depth, loss, agreement, and whatever else."""
+        self.rows += rows
+        self._write(rows)
+
+    def _write(self, rows: list[dict], again: bool = False) -> None:
+        if self.log is not None:
+            self.log.writelines(json.dumps(row) + "\n" for row in rows)
+            self.log.flush()
+        if self.board is not None and not again:
+            for row in rows:
+                for name in ("loss", "agreement"):
+                    self.board.add_scalar(f"{name}/depth {row['depth']}", row[name], row["step"])

@@ -1,0 +1,165 @@
+"""What making heads costs and brings, as ratios within one run: `make bench-heads`. Minutes to an hour; run it alone.
+
+generation: self-generation against `model.generate` at batch 64. training: `mlp` heads with a draft vocabulary against
+full-vocabulary `linear` ones, same text, without and with kept lessons. long: the same on some 100,000 tokens, with
+kept lessons. recipes: two recipes on greedy answers to held-out prompts.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import eelib
+from eelib.backbone.teacher import Lessons
+from eelib.corpus.chat import Turns, answers
+from eelib.corpus.generation import write
+from eelib.errors import InvalidInputError
+from eelib.heads.recipe import make_heads
+from eelib.statistics import mean_interval
+
+PROJECT = Path(__file__).parents[2]
+
+TRIALS = {  # documents; kind of heads, drafted tokens, whether lessons are kept, learning rate
+    "training": (
+        120,
+        [
+            ("mlp", 8192, False, 3e-3),
+            ("linear", None, False, 3e-3),
+            ("mlp", 8192, True, 3e-3),
+            ("mlp", 16384, True, 3e-3),
+            ("linear", None, True, 3e-3),
+        ],
+    ),
+    "long": (900, [("mlp", size, True, 3e-3) for size in (8192, 16384)] + [("linear", None, True, 3e-3)]),
+}
+PARTS = ("generation", *TRIALS, "recipes")
+
+
+def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.DataFrame:
+    """Tokens that were drawn (the opening was not) a second, warm, interleaved, medians."""
+    turns = Turns.of(tokenizer)
+    opening = torch.tensor([turns.opening])
+
+    def ours(rows=576, int8=False):
+        write(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0), int8=int8)
+        return rows
+
+    def ours_int8():
+        return ours(int8=True)
+
+    def plain(rows=64):
+        settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "max_length": length, "eos_token_id": None}
+        model.generate(opening.repeat(rows, 1), pad_token_id=0, **settings)
+        return rows
+
+    speeds = {"plain": [], "ours": [], "ours_int8": []}
+    for _ in range(repeats + 1):  # the first of each warms up
+        for run in (plain, ours, ours_int8):
+            start = time.perf_counter()
+            rows = run()
+            speeds[run.__name__].append(rows * (length - opening.shape[1]) / (time.perf_counter() - start))
+    medians = {name: float(np.median(found[1:])) for name, found in speeds.items()}
+    return pd.DataFrame([{"writer": name, "tokens/s": v, "ratio": v / medians["plain"]} for name, v in medians.items()])
+
+
+def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
+    """Tokens trained on a second and agreement after the same tokens, by the same pipeline.
+
+    trials: kind of heads, drafted tokens, whether lessons are kept, learning rate.
+    """
+    texts, counted = corpus.train[:documents], corpus.counted["train"][:documents]
+    depths = eelib.Backbone.of(model).check_depths(4)
+    kept, rows = Lessons(model, depths, scratch), []
+    kept.keep(texts, counted)
+    for kind, drafted, keep, rate in trials:
+        heads = eelib.ExitHeads.init(model, depths, kind, drafted, sequences=corpus.train, tokenizer=tokenizer)
+        report = eelib.distil(
+            model, heads, texts, eelib.TrainConfig(epochs=1, batch_size=4, learning_rate=rate), counted=counted,
+            lessons=kept if keep else None, validation=corpus.test, validation_counted=corpus.counted["test"],
+        )  # fmt: skip
+        agreement = {f"depth {r['depth']}": r["agreement"] for r in heads.training_record["validation"]}
+        speed, tokens = report.tokens_per_second.iloc[-1], heads.training_record["tokens"]
+        rows.append(
+            {
+                "heads": kind,
+                "drafted": drafted or "all",
+                "lessons kept": keep,
+                "learning rate": rate,
+                "tokens": tokens,
+                "tokens/s": speed,
+            }
+            | agreement
+        )
+    return pd.DataFrame(rows)
+
+
+def held_out(model, tokenizer, n: int = 36, new: int = 128) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The model's greedy answers to the last n GSM8K questions and n HellaSwag contexts, and where it speaks."""
+    asked = []
+    for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
+        rows = [json.loads(r) for r in (PROJECT / f"data/benchmarks/{name}.jsonl").read_text().splitlines()]
+        asked += [row[field] for row in rows[-n:]]
+    return answers(model, tokenizer, asked, new, batch_size=n)
+
+
+def recipes(model, tokenizer, files: list[str], folder: Path) -> pd.DataFrame:
+    """Heads by each recipe, made one after the other, compared with the first one's."""
+    made = {}
+    for file in files:
+        workspace, recipe = eelib.Workspace(Path(file).stem, folder), eelib.Recipe.load(Path(file).resolve())
+        start = time.perf_counter()
+        _, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+        made[Path(file).stem] = heads, time.perf_counter() - start
+    return compare(model, tokenizer, made)
+
+
+def compare(model, tokenizer, made: dict[str, tuple[eelib.ExitHeads, float]]) -> pd.DataFrame:
+    """Seconds, agreement and coverage at 90% exit agreement of heads, and disagreements cut against the first ones.
+
+    Intervals are paired by text; the coverage is read off the same texts (best case, as in any tuning).
+    """
+    texts, counted = held_out(model, tokenizer)
+    rows, first = [], None
+    for name, (heads, seconds) in made.items():
+        traces = eelib.record_traces(model, heads, texts, counted=counted)
+        coverage = eelib.calibrate(traces, "entropy", 0.9).table.set_index("depth").coverage
+        wrong = 1 - traces.groupby(["depth", "sequence"]).agrees.mean().unstack()  # [depth, text]
+        first = wrong if first is None else first
+        for depth in heads.depths:
+            mine, reference = wrong.loc[depth].to_numpy(), first.loc[depth].to_numpy()
+            cut = mean_interval((reference - mine) / reference.mean())
+            rows.append({
+                "heads": name, "seconds": seconds, "tokens": heads.training_record["tokens"],
+                "depth": depth, "agreement": 1 - mine.mean(), "coverage at 0.9": coverage[depth],
+                "cut": cut[0], "cut_low": cut[1], "cut_high": cut[2],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Prints one table a part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["generation", "training"], help=", ".join(PARTS))
+    parser.add_argument("--recipes", nargs="+", default=["config/reference_heads.yaml", "config/heads.yaml"])
+    parser.add_argument("--folder", type=Path, default=PROJECT / "data" / "bench", help="for what recipes make")
+    given = parser.parse_args()
+    if set(given.parts) - set(PARTS):
+        raise InvalidInputError(f"Unknown parts {given.parts}: expected {', '.join(PARTS)}.")
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    if "generation" in given.parts:
+        print(generation(model, tokenizer).round(2).to_string(index=False), flush=True)
+    for part in [part for part in TRIALS if part in given.parts]:
+        corpus = eelib.Corpus.load(eelib.Workspace("smollm2-135m").corpus)
+        table = training(model, tokenizer, corpus, given.folder / "lessons", *TRIALS[part])
+        print(table.round(3).to_string(index=False), flush=True)
+    if "recipes" in given.parts:
+        print(recipes(model, tokenizer, given.recipes, given.folder).round(3).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Bit for bit: what is verified together has the bits that it would have alone."""
+
+import pytest
+import torch
+from tiny import FAMILIES, N_BLOCKS, own_text, prompts, random_heads, tiny_model
+from torch import nn
+
+import eelib
+from eelib.backbone.segments import Backbone
+from eelib.decoding.bitwise import MAX_ROWS, RowExact, invariant_rows, row_groups
+from eelib.decoding.frontier import Frontier
+from eelib.errors import UnsupportedError
+
+
+def test_groups_of_rows():
+    x = torch.arange(2.0 * (2 * MAX_ROWS + 3)).reshape(1, -1, 2)
+    assert [g.shape[1] for g in row_groups(x, frozenset({MAX_ROWS, 3}))] == [MAX_ROWS, MAX_ROWS, 3]
+    assert [g.shape[1] for g in row_groups(x[:, :4], frozenset({3}))] == [1, 1, 1, 1]
+    assert torch.equal(torch.cat(row_groups(x, frozenset({3})), dim=1), x)
+
+
+def test_a_product_that_depends_on_its_rows_is_found():
+    class Moody(nn.Linear):
+        """Adds up in another order when it has three rows: the difference is one rounding."""
+
+        def forward(self, x):
+            if x.shape[-2] == 3:
+                return nn.functional.linear(x.flip(-1), self.weight.flip(-1))
+            return torch.cat([nn.functional.linear(row, self.weight) for row in x.split(1, dim=-2)], dim=-2)
+
+    assert invariant_rows(Moody(64, 48, bias=False)) == frozenset(range(2, MAX_ROWS + 1)) - {3}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_position_has_the_bits_of_a_call_of_its_own(family, dtype):
+    """Whatever waits together: two, three or nine positions, in segments that ran at different times."""
+    model = tiny_model(family, dtype)
+    backbone, text = Backbone.of(model), prompts(1, 30)[0]
+    alone, together = (Frontier(backbone, (2, 4), 32, exact=True) for _ in range(2))
+    for frontier in (alone, together):
+        frontier.feed(text[:, :11])
+        frontier.complete()
+    expected = []
+    for i in range(11, 30):
+        alone.feed(text[:, i : i + 1])
+        expected.append(alone.unembed(alone.complete()))
+    found = []
+    for start, end in ((11, 13), (13, 16), (16, 25), (25, 26), (26, 30)):
+        for i in range(start, end):
+            together.feed(text[:, i : i + 1])
+            together.advance(0)
+        found.append(together.unembed(together.complete()))
+    assert torch.equal(torch.cat(found, dim=1), torch.cat(expected, dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_low_precision_text_is_the_models_own_token_for_token(family, dtype):
+    model = tiny_model(family, dtype)
+    heads, accepted = random_heads(model), 0
+    for policy in (eelib.FixedExit(3, 4), eelib.Confidence("max_prob", (0.2, 0.2, 0.2), back_off=False)):
+        for prompt in prompts(2, length=9):
+            out = eelib.generate(model, prompt, heads=heads, policy=policy, exact=True, max_new_tokens=30)
+            assert torch.equal(out.sequences, own_text(model, prompt, max_new_tokens=30))
+            accepted += out.stats.accepted
+
+
+def test_blocks_that_cannot_be_mended_run_row_by_row(monkeypatch):
+    """The last resort, and exact by construction."""
+    keeps = RowExact._keeps_bits
+    monkeypatch.setattr(RowExact, "_keeps_bits", lambda self, backbone: self.at_once == 1 and keeps(self, backbone))
+    model = tiny_model("llama", torch.bfloat16, seed=4)
+    assert RowExact.of(Backbone.of(model)).at_once == 1
+    heads = random_heads(model)
+    for prompt in prompts(3):
+        out = eelib.generate(model, prompt, heads=heads, policy=eelib.FixedExit(3, 4), exact=True, max_new_tokens=30)
+        assert torch.equal(out.sequences, own_text(model, prompt, max_new_tokens=30))
+        assert len(set(out.stats.block_positions)) == 1
+
+
+def test_where_no_way_is_exact_it_is_said(monkeypatch):
+    monkeypatch.setattr(RowExact, "_keeps_bits", lambda self, backbone: False)
+    model = tiny_model("llama", torch.bfloat16, seed=6)
+    with pytest.raises(UnsupportedError, match="verify_lossless"):
+        eelib.generate(model, prompts(1)[0], policy=eelib.FixedExit(3, 4), exact=True, max_new_tokens=3)
+
+
+def test_probing_for_bits_leaves_the_model_as_it_was():
+    model = tiny_model("llama", torch.bfloat16, seed=5)
+    before = {name: id(module) for name, module in model.named_modules()}, model.config.to_dict()
+    RowExact.of(Backbone.of(model))
+    assert ({name: id(module) for name, module in model.named_modules()}, model.config.to_dict()) == before
+    assert model.config._attn_implementation == "sdpa" and len(model.model.layers) == N_BLOCKS

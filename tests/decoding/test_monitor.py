@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from tiny import drawn, prompts, tiny_model
+
+import eelib
+from eelib.calibration.cascade import HeadScores
+from eelib.calibration.p_values import SequentialTest
+from eelib.calibration.thresholds import achieved
+from eelib.decoding.monitor import ExitMonitor, compare_monitors
+from eelib.errors import CorpusError, InvalidInputError
+
+
+def calibration(epsilon=0.7, target="exit_agreement", thresholds=(1.0, 1.0)):
+    found = eelib.calibrate(drawn(4), "margin", epsilon, target=target)
+    return eelib.Calibration((2, 4), thresholds, "margin", epsilon, target, "empirical", None, found.table)
+
+
+def test_an_audit_counts_what_calibration_counts():
+    traces, found = drawn(10), calibration()
+    monitor = ExitMonitor(found)
+    monitor.audit(traces[traces.sequence < 4])
+    monitor.audit(traces[traces.sequence >= 4])
+    expected = achieved(traces, found).groupby("sequence")[["exited", "agreed"]].sum()
+    assert monitor.table[["exited", "agreed"]].to_numpy().tolist() == expected.to_numpy().tolist()
+    assert monitor.recalibrate().thresholds == eelib.calibrate(traces, "margin", 0.7).thresholds
+
+
+@pytest.mark.parametrize("target", ["exit_agreement", "output_agreement"])
+def test_false_alarms_are_rarer_than_promised_and_a_shift_is_seen(target):
+    """400 runs of 100 sequences each, at a risk of just 1 - ε; then with heads that are right less often."""
+    pool = drawn(400, seed=5)
+    tokens = HeadScores.of(pool, "margin")
+    exits = tokens.exits((1.0, 1.0))
+    wrong, exited = (exits & ~tokens.agrees).sum(), exits.sum()
+    epsilon = float(1 - wrong / exited if target == "exit_agreement" else 1 - wrong / len(exits))
+    losses = tokens.losses((1.0, 1.0), target, epsilon)
+    assert losses.mean() == pytest.approx(1 - epsilon), "the promise is just kept"
+    draw, alarms = np.random.default_rng(0), 0
+    for _ in range(400):
+        test = SequentialTest(1 - epsilon)
+        alarms += any(test.add(loss) >= 10 for loss in draw.choice(losses, 100))
+    assert alarms / 400 <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 400)
+    monitor = ExitMonitor(calibration(epsilon, target))
+    monitor.audit(drawn(150, seed=6, skill=0.0))
+    assert monitor.alarm and monitor.summary().alarm_at[0] < 150
+
+
+@pytest.fixture(scope="module")
+def decoded():
+    model = tiny_model("llama")
+    heads = eelib.ExitHeads.init(model, [2, 4], "none")
+    policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4)
+    return (
+        model,
+        heads,
+        [
+            eelib.generate(model, p, policy=policy, heads=heads, max_new_tokens=30, eos_token_id=None)
+            for p in prompts(4)
+        ],
+    )
+
+
+def test_what_decoding_verifies_is_what_the_traces_say(decoded):
+    """A draft is compared with the model's own token behind the model's own text, just as in traces."""
+    model, heads, outputs = decoded
+    for output in outputs:
+        monitor = ExitMonitor(calibration(thresholds=(0.05, 0.05)))
+        monitor.observe(output)
+        traces = eelib.record_traces(model, heads, [output.sequences[0]])
+        traces["exits"] = traces.margin >= 0.05
+        first = traces[traces.exits].groupby("position").first()  # what would exit at each position
+        trace = output.trace
+        asked = trace[trace.drafted & trace.accepted].position.tolist()
+        assert monitor.table.agreed[0] == len(asked) and all(first.agrees[p - 1] for p in asked)
+        refused = monitor.table.exited[0] - monitor.table.agreed[0]
+        own = trace[~trace.drafted & (trace["round"] > 0)]
+        rejected = trace[trace.drafted & ~trace.accepted].merge(own[["round", "position"]])
+        assert refused == len(rejected) and not any(first.agrees[p - 1] for p in rejected.position)
+    assert sum(o.stats.accepted for o in outputs) > 0 and sum(o.stats.drafted - o.stats.accepted for o in outputs) > 0
+
+
+def test_two_policies_side_by_side(decoded):
+    first, second = (ExitMonitor(calibration()) for _ in range(2))
+    for output in decoded[2]:
+        first.observe(output)
+        second.observe(output)
+    table = compare_monitors(first, second).set_index("measure")
+    assert (table.difference == 0).all() and (table.difference_low <= 0).all() and (table.difference_high >= 0).all()
+    assert table.loc["coverage", "first"] == first.summary().coverage[0]
+    with pytest.raises(CorpusError, match="audited"):
+        compare_monitors(first, second, "audited")
+
+
+def test_early_exit_tells_shares_and_time_but_no_agreement(decoded):
+    model, heads, _ = decoded
+    policy = eelib.Confidence("margin", (0.05, 0.05))
+    output = eelib.generate(
+        model, prompts(1)[0], policy=policy, heads=heads, verify=False, max_new_tokens=20, eos_token_id=None
+    )
+    monitor = ExitMonitor(calibration())
+    monitor.observe(output)
+    assert monitor.table.exited[0] == (output.trace.depth < model.config.num_hidden_layers).sum() > 0
+    assert np.isnan(monitor.table.agreed[0]) and not monitor.alarm
+
+
+def test_audits_are_drawn_at_the_share_asked_for():
+    monitor = ExitMonitor(calibration(), audit_share=0.25)
+    assert 200 < sum(monitor.due() for _ in range(1000)) < 300
+    assert not any(ExitMonitor(calibration()).due() for _ in range(20))
+    with pytest.raises(CorpusError, match="no sequence was audited"):
+        monitor.recalibrate()
+    for wrong in ({"false_alarm": 0.0}, {"false_alarm": 1.0}, {"audit_share": -0.1}, {"audit_share": 1.5}):
+        with pytest.raises(InvalidInputError):
+            ExitMonitor(calibration(), **wrong)

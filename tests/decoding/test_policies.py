@@ -1,0 +1,115 @@
+"""Policies by themselves, and one that a user wrote."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tiny import N_BLOCKS, own_text, prompts, random_heads
+
+import eelib
+from eelib.errors import HeadsError, InvalidInputError
+
+
+@pytest.mark.parametrize("arguments", [(0, 2), (2, 0), (True, 2), (1.5, 2)])
+def test_fixed_exit_checks_its_numbers(arguments):
+    with pytest.raises(InvalidInputError, match="positive whole number"):
+        eelib.FixedExit(*arguments)
+
+
+def test_schedule_falls_along_the_text():
+    policy = eelib.baselines.SkipDecode(max_depth=6, min_depth=2, length=8)
+    assert [policy.depth_of(t) for t in range(11)] == [6, 6, 5, 4, 4, 4, 3, 2, 2, 2, 2]  # halves go to the even side
+    assert policy.cuts((1, 3)) == (2, 3, 4, 5, 6)
+    with pytest.raises(InvalidInputError, match="more than max_depth"):
+        eelib.baselines.SkipDecode(2, 4, 8)
+    with pytest.raises(InvalidInputError, match="length=0"):
+        eelib.baselines.SkipDecode(4, 2, 0)
+
+
+def test_schedule_without_verification_leaves_each_token_at_its_depth(model):
+    """At a depth without a head, the model's own norm and unembedding read the state."""
+    policy, prompt = eelib.baselines.SkipDecode(N_BLOCKS, 2, 12), prompts(1)[0]
+    for heads in (None, random_heads(model, depths=(3,))):
+        out = eelib.generate(
+            model, prompt, heads=heads, policy=policy, verify=False, max_new_tokens=16, eos_token_id=None
+        )
+        assert out.trace.depth.tolist()[1:] == [policy.depth_of(t) for t in range(1, 16)]
+        asked = {d: out.trace.depth.tolist()[1:].count(d) for d in policy.cuts(()) if d < N_BLOCKS}
+        assert out.stats.head_positions == asked, "no other head is run"
+    lens = eelib.generate(model, prompt, policy=eelib.FixedExit(2, 1), verify=False, max_new_tokens=3)
+    assert lens.stats.head_positions == {2: 2}
+
+
+def test_a_schedule_deeper_than_the_model_is_refused(model):
+    with pytest.raises(InvalidInputError, match="depths="):
+        eelib.generate(model, prompts(1)[0], policy=eelib.baselines.SkipDecode(N_BLOCKS + 1, 2, 9), max_new_tokens=3)
+
+
+def rounds(policy, verdicts):
+    """(limit before each round) while `verdicts` gives how many of the drafts are accepted when drafting is allowed."""
+    state, limits = policy.start(prompts(1)[0], (1,)), []
+    for accepted in verdicts:
+        limits.append(policy.draft_limit(state))
+        drafted = limits[-1]
+        policy.observe(state, drafted, min(accepted, drafted))
+    return limits
+
+
+def test_confidence_backs_off_and_comes_back():
+    policy = eelib.Confidence("entropy", (-1.0,), max_draft=6)
+    assert rounds(policy, [9] * 5) == [1, 2, 4, 6, 6]
+    assert rounds(policy, [0] * 14) == [1, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert rounds(policy, [9, 9, 3, 9, 0, 9, 9]) == [1, 2, 4, 3, 6, 1, 2]
+    assert rounds(eelib.Confidence("entropy", (-1.0,), 6, back_off=False), [0, 9, 0]) == [6, 6, 6]
+
+
+def test_heads_that_are_always_sure_and_always_wrong_cost_little(model):
+    """Nearly every round of a text of 100 tokens is one pass of the full model over one position."""
+    heads = random_heads(model, depths=(2,), scale=3.0)
+    policy = eelib.Confidence("max_logit", (-1e9,))
+    out = eelib.generate(model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=100, eos_token_id=None)
+    assert torch.equal(out.sequences, own_text(model, prompts(1)[0], max_new_tokens=100, eos_token_id=None))
+    assert out.stats.drafted - out.stats.accepted <= 10
+
+
+@dataclass(frozen=True)
+class Saturation(eelib.Policy):
+    """CALM's hidden-state criterion: a token leaves once its state hardly turns any more from exit to exit."""
+
+    threshold: float
+    max_draft: int = 4
+
+    def cuts(self, head_depths):
+        return tuple(head_depths)
+
+    def start(self, prompt, head_depths):
+        return {"first": head_depths[0], "state": None}
+
+    def draft_limit(self, state):
+        return self.max_draft
+
+    def exits(self, state, depth, logits, hidden, position):
+        before, state["state"] = state["state"], hidden
+        if depth == state["first"]:
+            return False, float("nan")
+        similarity = torch.cosine_similarity(hidden, before, dim=-1).item()
+        return similarity >= self.threshold, similarity
+
+
+def test_a_users_own_policy(model):
+    heads = random_heads(model)
+    for threshold in (-1.0, 0.5, 2.0):
+        policy = Saturation(threshold)
+        out = eelib.generate(model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=30)
+        assert torch.equal(out.sequences, own_text(model, prompts(1)[0], max_new_tokens=30))
+        assert (out.stats.drafted == 0) == (threshold > 1) and set(out.trace.depth) <= {3, 5, N_BLOCKS}
+
+
+def test_thresholds_are_checked():
+    for thresholds in ((float("nan"),), (True,)):
+        with pytest.raises(InvalidInputError, match="thresholds="):
+            eelib.Confidence("entropy", thresholds)
+    with pytest.raises(InvalidInputError, match="max_draft"):
+        eelib.Confidence("entropy", (0.5,), max_draft=0)
+    with pytest.raises(HeadsError, match="Calibrated for depths"):
+        eelib.Confidence("entropy", (0.5,), depths=(2,)).cuts((3,))

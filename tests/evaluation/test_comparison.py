@@ -1,0 +1,93 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import prompts, random_heads
+
+import eelib
+from eelib import timing
+from eelib.errors import InvalidInputError
+from eelib.evaluation import comparison
+
+
+@pytest.fixture(scope="module")
+def runs(llama):
+    heads = random_heads(llama)
+
+    def with_policy(policy):
+        return lambda p: eelib.generate(llama, p, heads=heads, policy=policy, max_new_tokens=12, eos_token_id=None)
+
+    candidates = {
+        "plain": with_policy(eelib.Never()),
+        "fixed": with_policy(eelib.FixedExit(3, 2)),
+        "own": lambda p: llama.generate(p, do_sample=False, max_new_tokens=12, eos_token_id=None),
+        "wrong": lambda p: torch.cat([p, torch.ones(1, 12, dtype=torch.long)], 1),
+    }
+    return comparison.compare(candidates, prompts(5), reference="plain", repeats=2)
+
+
+def test_runs_hold_what_each_decoder_did(runs):
+    assert len(runs) == 5 * 4 * 2 and (runs.emitted == 12).all() and (runs.seconds > 0).all()
+    assert runs[runs.candidate == "plain"].speed_ratio.eq(1).all()
+    assert runs.groupby("candidate").equal.all().to_dict() == {
+        "plain": True,
+        "fixed": True,
+        "own": True,
+        "wrong": False,
+    }
+    one = runs[(runs.candidate == "fixed") & (runs["repeat"] == 1)].iloc[2]
+    assert one.drafted == one.output.stats.drafted and np.isnan(runs[runs.candidate == "own"].drafted).all()
+    plain = runs[(runs.candidate == "plain") & (runs["repeat"] == 1) & (runs.prompt == one.prompt)].iloc[0]
+    assert one.speed_ratio == pytest.approx(one.tokens_per_second / plain.tokens_per_second)
+
+
+def test_summary(runs):
+    table = comparison.summarise(runs).set_index("candidate")
+    first = runs[(runs.candidate == "fixed") & (runs["repeat"] == 0)]
+    assert table.acceptance_rate["fixed"] == first.accepted.sum() / first.drafted.sum()
+    assert table.accepted_per_round["fixed"] == first.accepted.sum() / first.rounds.sum()
+    assert table.tokens_per_round["fixed"] == (12 * 5 - 5) / first.rounds.sum()
+    assert table.tokens_per_round["plain"] == 1 and np.isnan(table.acceptance_rate["plain"])
+    assert table.equal["wrong"] == 0 and table.speed_ratio_low["plain"] == 1
+
+
+def test_acceptance_ratio_is_paired_by_prompt():
+    rows = [
+        {"prompt": p, "candidate": c, "repeat": 0, "accepted": a * (p + 1), "drafted": 10 * (p + 1)}
+        for p in range(6)
+        for c, a in (("ours", 8), ("theirs", 4))
+    ]
+    found = comparison.acceptance_ratio(pd.DataFrame(rows), "ours", "theirs")
+    assert found == pytest.approx({"acceptance_ratio": 2, "acceptance_ratio_low": 2, "acceptance_ratio_high": 2})
+
+
+def test_relative_speed_is_paired_by_prompt():
+    rows = [
+        {"prompt": p, "candidate": c, "repeat": r, "tokens_per_second": v * (p + 1) * (1 + 0.1 * r)}
+        for p in range(6)
+        for r in range(3)
+        for c, v in (("ours", 3), ("theirs", 2))
+    ]
+    found = comparison.relative_speed(pd.DataFrame(rows), "ours", "theirs")
+    assert found == pytest.approx(dict.fromkeys(("relative_speed", "relative_speed_low", "relative_speed_high"), 1.5))
+
+
+def test_bad_input():
+    with pytest.raises(InvalidInputError, match="reference"):
+        comparison.compare({"a": lambda p: p}, prompts(1), reference="reference")
+    with pytest.raises(InvalidInputError):
+        comparison.compare({"a": lambda p: p}, [], reference="a")
+
+
+def test_interleaving_takes_turns():
+    calls = []
+    table = timing.interleaved({n: (lambda n=n: calls.append(n)) for n in "ab"}, repeats=3, warm_up=1)
+    assert calls == list("abababab") and len(table) == 6
+    assert {"processor", "cores", "torch"} <= set(timing.machine())
+
+
+def test_peak_memory_is_what_a_call_holds_at_once():
+    size = 200 * 2**20
+    peak = timing.peak_memory(lambda: torch.ones(size, dtype=torch.uint8).max())
+    assert np.isnan(peak) or 0.8 * size < peak < 3 * size
+    assert not timing.peak_memory(lambda: None) > 0.2 * size

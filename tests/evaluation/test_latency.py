@@ -1,0 +1,83 @@
+"""Timings of pieces, and the speed expected from them."""
+
+from collections import Counter
+
+import pytest
+from tiny import N_BLOCKS, after, prompts, random_heads
+
+import eelib
+from eelib.errors import InvalidInputError
+from eelib.evaluation.latency import POSITIONS, Timings, time_pieces
+from eelib.evaluation.replay import Work, replay
+
+TIMED = Timings(
+    {
+        ("prefill", 7): 0.5, ("prefill", 9): 0.7, ("span", 1): 0.1, ("span", 4): 0.4, ("head", 2): 0.05,
+        ("unembedding", 1): 0.2, ("unembedding", 2): 0.3, ("blocks", 0, 2, 1): 0.2, ("blocks", 2, 6, 1): 0.4,
+        ("blocks", 2, 6, 2): 0.6, ("blocks", 2, 6, 4): 0.8, ("blocks", 2, 6, 8): 1.6,
+    },
+    per_round=0.01,
+    per_token=0.001,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "piece, seconds",
+    [
+        (("prefill", 8), 0.6),
+        (("span", 2), 0.2),
+        (("head", 2), 0.05),
+        (("unembedding", 4), 0.5),  # on from the last two
+        (("blocks", 0, 2, 1), 0.2),
+        (("blocks", 2, 6, 3), 0.7),
+        (("blocks", 2, 6, 12), 2.4),
+        (("blocks", 1, 4, 1), 3 * 0.6 / 6),  # another cut: what a block takes on average
+        (("blocks", 0, 2, 6), 2 * 1.2 / 4),
+    ],
+)
+def test_seconds_of_a_piece(piece, seconds):
+    assert TIMED.seconds(Work(calls=Counter({piece: 2}))) == pytest.approx(2 * seconds)
+
+
+def test_seconds_add_up():
+    work = Work(emitted=10, rounds=5, drafted=8, accepted=4, calls=Counter({("head", 2): 8}))
+    assert TIMED.seconds(work) == pytest.approx(8 * 0.05 + 5 * 0.01 + 18 * 0.001)
+    assert TIMED.tokens_per_second(work) == pytest.approx(10 / TIMED.seconds(work))
+    other = Work(calls=Counter({("head", 4): 1}))
+    with pytest.raises(InvalidInputError, match="depth 4"):
+        TIMED.seconds(other)
+    assert TIMED.with_heads(TIMED, [4]).seconds(other) == pytest.approx(0.05)
+
+
+def test_timing_meets_every_piece_and_changes_no_token(llama):
+    heads, asked = random_heads(llama), prompts(3)
+    timings = time_pieces(llama, heads, asked, max_new_tokens=16)
+    timed = {key[-1] for key in timings.pieces if key[:3] == ("blocks", 3, N_BLOCKS)}
+    assert timed >= set(POSITIONS[1:])
+    assert {("head", d) for d in heads.depths} | {("prefill", 7)} <= set(timings.pieces)
+    assert {("blocks", *cut, 1) for cut in ((0, 1), (1, 3), (3, 5), (5, 6))} <= set(timings.pieces)
+    assert all(seconds > 0 for seconds in timings.pieces.values()) and timings.per_round >= 0
+    table = timings.table()
+    assert len(table) == len(timings.pieces) and {"blocks 0 to 1", "head at 5", "prefill"} <= set(table.piece)
+    single = time_pieces(llama, heads, asked[:2], positions=(1,), max_new_tokens=16)
+    assert {key[-1] for key in single.pieces if key[0] == "blocks"} == {1} and ("head", 3) in single.pieces
+    with pytest.raises(InvalidInputError, match="at least two"):
+        time_pieces(llama, heads, asked[:1])
+
+
+def test_expected_speed_of_a_policy(llama):
+    """Nothing is charged twice and nothing forgotten: the expected seconds are near the measured ones."""
+    heads, asked = random_heads(llama), prompts(8)
+    timings = time_pieces(llama, heads, asked[:4], max_new_tokens=24)
+    texts = [llama.generate(p, do_sample=False, max_new_tokens=24, eos_token_id=None)[0] for p in asked]
+    counted = after(6, texts)
+    for mask in counted:
+        mask[-1] = False
+    traces = eelib.record_traces(llama, heads, texts, counted=counted)
+    for policy in (eelib.Never(), eelib.FixedExit(3, 3)):
+        runs = [
+            eelib.generate(llama, p, heads=heads, policy=policy, max_new_tokens=24, eos_token_id=None).stats
+            for p in asked
+        ]
+        work = replay(policy, traces, N_BLOCKS, [7] * len(asked))
+        assert timings.seconds(work) == pytest.approx(sum(s.seconds for s in runs), rel=0.5)

@@ -1,0 +1,112 @@
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from tiny import PROJECT, letters, tiny_model
+
+import eelib
+from eelib.errors import InvalidInputError
+from eelib.heads.recipe import make_heads
+
+SMALL = {
+    "corpus": {"documents": 96, "length": 32, "batch_size": 32, "prompt_length": 8},
+    "heads": {"depths": 2, "draft_vocab_size": 40},
+    "training": {"batch_size": 8, "checkpoint_every": 2, "log_every": 1},
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(SMALL))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize("name", ["heads", "pythia_heads", "reference_heads"])
+def test_the_projects_recipes_can_be_read(name):
+    recipe = eelib.Recipe.load(f"config/{name}.yaml", seed=3)
+    assert recipe.corpus.seed == recipe.heads["seed"] == recipe.training.seed == 3
+
+
+def test_settings_can_be_changed_and_mistakes_are_named(file):
+    changed = eelib.Recipe.load(file, {"corpus": {"documents": 100}, "keep_lessons": False})
+    assert changed.corpus.documents == 100 and changed.corpus.length == 32 and not changed.keep_lessons
+    for changes, message in (
+        ({"corpus": {"document": 9}}, "no setting document; it has source"),
+        ({"head": {}}, "something else than a recipe"),
+        ({"heads": {"kind": "magic"}}, "Unknown kind"),
+        ({"training": {"epochs": 0}}, "epochs=0"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            eelib.Recipe.load(file, changes)
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        eelib.Recipe.load(file.with_name("none.yaml"))
+    file.write_text("just words")
+    with pytest.raises(InvalidInputError, match="something else than a recipe"):
+        eelib.Recipe.load(file)
+
+
+def test_kept_lessons_make_the_same_heads(llama, file, tmp_path):
+    """Asked while it writes or asked again: states are kept in bfloat16, so nearly the same."""
+    made = {}
+    for keep in (True, False):
+        workspace = eelib.Workspace("tiny", tmp_path / str(keep))
+        recipe = eelib.Recipe.load(file, {"keep_lessons": keep})
+        made[keep] = _, heads, _ = make_heads(recipe, llama, letters(), workspace)
+        assert eelib.ExitHeads.from_pretrained(workspace.heads, llama).depths == heads.depths == (2, 4)
+        assert not (workspace.checkpoints / "lessons").is_dir() or not any(
+            (workspace.checkpoints / "lessons").iterdir()
+        )
+    assert all(map(torch.equal, made[True][0].train, made[False][0].train))
+    one, other = (pd.DataFrame(made[keep][1].training_record["validation"]) for keep in (True, False))
+    assert (one.loss - other.loss).abs().max() < 0.02 * other.loss.max()
+
+
+def test_made_again_the_heads_are_the_same_bit_for_bit(file, tmp_path):
+    """As when a run is killed after its heads were saved: what was kept for them is gone."""
+    model, recipe = tiny_model("llama", torch.float32), eelib.Recipe.load(file)
+    one, two = (make_heads(recipe, model, letters(), eelib.Workspace("tiny", tmp_path))[1] for _ in range(2))
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+def test_two_processes_make_the_heads_of_one(file, tmp_path):
+    """By the one command of the README, over gloo. Only the order of additions differs."""
+    model = tiny_model("llama", torch.float64)
+    model.save_pretrained(tmp_path / "model")
+    letters().save_pretrained(tmp_path / "model")
+    made = {}
+    for n in (1, 2):
+        workspace = tmp_path / str(n)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(n)]
+        command += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+        ]
+        command += ["-m", "eelib.heads.recipe", str(file), "--model", str(tmp_path / "model"), "--slug", "tiny"]
+        command += ["--dtype", "float64", "--workspace", str(workspace)]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        made[n] = eelib.Workspace("tiny", workspace)
+    texts = [eelib.Corpus.load(workspace.corpus) for workspace in made.values()]
+    assert all(map(torch.equal, texts[0].train, texts[1].train))
+    one, two = (eelib.ExitHeads.from_pretrained(workspace.heads, model) for workspace in made.values())
+    for name, value in one.state_dict().items():
+        assert value.double().allclose(two.state_dict()[name].double(), rtol=1e-3, atol=1e-5), name
+    logs = [(made[n].checkpoints / "heads.jsonl").read_text().splitlines() for n in (1, 2)]
+    for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert a["tokens"] == b["tokens"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_errors_are_one_message(file):
+    command = [sys.executable, "-m", "eelib.heads.recipe", str(file), "--model", "no such model"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1 and "error: " in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,38 @@
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from eelib import plotting
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    plotting.use_style()
+    yield
+    plt.close("all")
+
+
+def test_three_files_at_final_size_with_fonts_embedded(tmp_path):
+    figure, (axes, _) = plotting.panels(2)
+    table = pd.DataFrame({"x": [1, 2], "y": [0.5, 0.6], "y_low": [0.4, 0.5], "y_high": [0.6, 0.7]})
+    plotting.band(axes, table, "x", "y", marker="o")
+    plotting.save_figure(figure, tmp_path, "01_name", table)
+    assert {p.name for p in tmp_path.iterdir()} == {"01_name.pdf", "01_name.png", "01_name.csv"}
+    assert pd.read_csv(tmp_path / "01_name.csv").equals(table)
+    assert (
+        b"FontType 42" in (tmp_path / "01_name.pdf").read_bytes()
+        or b"/TrueType" in (tmp_path / "01_name.pdf").read_bytes()
+        or b"CIDFontType2" in (tmp_path / "01_name.pdf").read_bytes()
+    )
+    assert tuple(figure.get_size_inches()) == (5.5, 2.2)
+
+
+def test_depths_differ_by_colour_and_dash():
+    style = plotting.depth_style([6, 12, 18, 24])
+    assert len({str(s["linestyle"]) for s in style.values()}) == 4 and len({s["color"] for s in style.values()}) == 4
+
+
+def test_an_interval_beside_its_value_is_drawn_as_far_as_it_goes():
+    figure, (axes,) = plotting.panels(1)
+    plotting.band(axes, pd.DataFrame({"x": [1.0], "y": [0.5], "y_low": [0.6], "y_high": [0.7]}), "x", "y")
+    figure.canvas.draw()

@@ -1,0 +1,64 @@
+"""The rooms of the library: imports flow one way, every room can be entered by its name, and importing is free."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+from tiny import PROJECT
+
+import eelib
+
+CORE = (
+    "errors statistics workspace timing packaged backbone corpus heads confidence calibration decoding".split()
+)  # fmt: skip
+WORKBENCH = ("evaluation", "baselines")
+ROOMS = [*CORE, *WORKBENCH, "plotting"]
+"""A room imports only from those before it; what draws, only from those named in `test_imports_flow_one_way`."""
+
+
+def imported(room: str) -> set[str]:
+    """The rooms that a room's modules import from."""
+    folder = PROJECT / "eelib" / room
+    found = set()
+    for file in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "eelib":
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eelib."):
+                found.add(node.module.split(".")[1])
+    return found - {room}
+
+
+def test_every_room_is_listed():
+    there = [p.stem for p in (PROJECT / "eelib").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
+    assert sorted([*ROOMS, "__init__"]) == sorted(there)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_flow_one_way(room):
+    """So the core never imports the workbench."""
+    allowed = {"confidence", "statistics", "workspace", "errors"} if room == "plotting" else ROOMS[: ROOMS.index(room)]
+    assert imported(room) <= set(allowed)
+
+
+def test_a_room_fits_a_screen():
+    assert all(len([*folder.glob("*.py")]) <= 13 for folder in (PROJECT / "eelib").iterdir() if folder.is_dir())
+
+
+def test_every_public_name_is_there():
+    rooms = [importlib.import_module(f"eelib.{room}") for room in ROOMS if (PROJECT / "eelib" / room).is_dir()]
+    for module in (eelib, *rooms):
+        assert all(getattr(module, name) is not None for name in module.__all__) and module.__doc__
+
+
+def test_rooms_and_their_modules_are_reached_from_a_bare_import():
+    code = "import eelib; eelib.evaluation.harness.evaluate; eelib.decoding.session.Session; eelib.timing.machine"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_importing_eelib_loads_nothing_heavy():
+    heavy = ("torch", "transformers", "pandas", "lm_eval")
+    code = f"import sys, eelib, workflow.batch; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

@@ -1,0 +1,157 @@
+"""Small models with random weights, made from configs: nothing here needs a network or a download."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import eelib
+
+PROJECT = Path(__file__).parents[1]
+VOCAB_SIZE, N_BLOCKS = 97, 6
+DEPTHS = (1, 3, 5)
+"""Where `random_heads` has heads."""
+
+FAMILIES = {
+    "gpt_neox": {"rotary_pct": 0.25, "use_parallel_residual": True},
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 6},
+    "qwen2": {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {},
+    "opt": {"word_embed_proj_dim": 24, "ffn_dim": 48, "do_layer_norm_before": True},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "phi": {},
+    "olmo2": {"num_key_value_heads": 2},
+    "bloom": {},
+    "falcon": {"alibi": False, "new_decoder_architecture": False},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 3.0, "residual_multiplier": 0.5},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.5},
+    "starcoder2": {"num_key_value_heads": 2, "sliding_window": 6},
+    "stablelm": {"num_key_value_heads": 2},
+}  # fmt: skip
+"""Architectures, by transformers' name, with what makes each of them peculiar."""
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **settings):
+    """A random model of 6 blocks. Large weights, so that its text does not fall into a loop."""
+    sizes = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": N_BLOCKS, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+        "pad_token_id": 0, "initializer_range": 0.3, "init_std": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **sizes | FAMILIES[family] | settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.generation_config.pad_token_id = 0
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def prompts(n: int, length: int = 7, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCAB_SIZE, (1, length), generator=generator) for _ in range(n)]
+
+
+def after(position: int, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """For each text the mask of the positions from this one on."""
+    return [torch.arange(len(text)) >= position for text in texts]
+
+
+def random_heads(model, depths=DEPTHS, seed=0, scale=0.3):
+    """Heads whose maps are random, so that they agree sometimes and disagree strongly at other times."""
+    heads = eelib.ExitHeads.init(model, depths, "affine", seed=seed).to(model.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in heads.parameters():
+        parameter.data.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return heads.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Pattern(eelib.Policy):
+    """Leaves at depths[position % n]; None = the full model speaks. Exercises every order of depths."""
+
+    depths: tuple[int | None, ...]
+
+    def cuts(self, head_depths):
+        return tuple(sorted({depth for depth in self.depths if depth is not None}))
+
+    def draft_limit(self, state):
+        return len(self.depths)
+
+    def asks(self, state, depth, position):
+        return depth == self.depths[position % len(self.depths)]
+
+    def exits(self, state, depth, logits, hidden, position):
+        return True, float("nan")
+
+
+def own_text(model, prompt, **kwargs):
+    """What the model itself says, greedily."""
+    return model.generate(prompt, **{"do_sample": False, **kwargs})
+
+
+def write_results(name: str, table: pd.DataFrame) -> None:
+    """docs/results/{name}.csv: one row per policy and whatever else tells cases apart; gaps in units of rounding."""
+    keys = [key for key in ("family", "dtype", "exact", "at_once", "policy") if key in table]
+    table = table.assign(roundings=table.gap / table.rounding, different=~table.equal)
+    summary = table.groupby(keys, sort=False, dropna=False).agg(
+        cases=("equal", "size"),
+        tokens=("tokens", "sum"),
+        drafted=("drafted", "sum"),
+        accepted=("accepted", "sum"),
+        differences=("different", "sum"),
+        near_ties=("near_tie", "sum"),
+        largest_gap_in_roundings=("roundings", "max"),
+    )
+    folder = PROJECT / "docs" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    summary.reset_index().to_csv(folder / f"{name}.csv", index=False, float_format="%.3g")
+
+
+def letters(**special) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters with a vocabulary of VOCAB_SIZE: three special tokens, printable
+    ASCII and the end of a line."""
+    special = special or {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    vocabulary = ["<unk>", "<bos>", "<eos>", *map(chr, range(32, 32 + VOCAB_SIZE - 4)), "\n"]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def traces_of(rows, depths=(2, 4)):
+    """rows: (sequence, a score a head, whether each head agrees), in the order of `record_traces`."""
+    table = []
+    for position, (sequence, scores, agrees) in enumerate(rows):
+        for head, depth in enumerate(depths):
+            row = {"sequence": sequence, "position": position, "head": head, "depth": depth, "agrees": agrees[head]}
+            table.append(row | dict.fromkeys(eelib.METRICS, float(scores[head])))
+    return pd.DataFrame(table)
+
+
+def drawn(n, seed=0, tokens=20, skill=2.0, depths=(2, 4)):
+    """Sequences of tokens that are strongly dependent: how hard a sequence is shifts all of them."""
+    draw, rows = np.random.default_rng(seed), []
+    for sequence in range(n):
+        hard = draw.normal()
+        for _ in range(tokens):
+            scores = draw.normal(size=len(depths)) + np.arange(len(depths))
+            rows.append((sequence, scores, draw.random(len(depths)) < 1 / (1 + np.exp(hard - skill * scores))))
+    return traces_of(rows, depths)
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<bos>' + m['role'][0] + ':' + m['content'] + '<eos>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<bos>a:' }}{% endif %}"
+)
+
+
+def chatty():
+    tokenizer = letters()
+    tokenizer.chat_template = CHATML
+    return tokenizer

@@ -1,0 +1,173 @@
+"""The batch: what runs again and what does not, and that a failure or a kill loses nothing."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from tiny import PROJECT
+
+from eelib.errors import BatchError, InvalidInputError
+from workflow import batch
+
+NOTEBOOKS = ("00_quickstart", "01_train_heads", "02_confidence", "03_calibration", "04_speed_accuracy", "05_acceptance")
+FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_peers", "10_duel")
+TRAINING = [  # what the Snakefile expects of 01
+    "data/corpora/tiny/corpus.json",
+    *(f"data/corpora/tiny/{split}.parquet" for split in ("train", "calibration", "test")),
+    *(f"data/heads/tiny/{file}" for file in ("model.safetensors", "config.json", "README.md")),
+    "data/results/tiny/training.parquet",
+    *(f"figures/tiny/01_training.{kind}" for kind in ("pdf", "png", "csv")),
+]
+PARAMETERS = "model = ''\nslug = ''\ndtype = ''\nworkspace = ''\nseed = 0"
+
+
+def write(path: Path, code: str, parameters: str = "seed = 0") -> Path:
+    cells = [new_markdown_cell("# A title"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook = new_notebook(cells=[*cells, new_code_cell(code)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+    return path
+
+
+def save_with_output(path: Path) -> None:
+    """What opening, running and saving a notebook changes, and a word of text too."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += ", reworded"
+    notebook.cells[1].execution_count = 3
+    notebook.cells[1].outputs = [new_output("stream", text="seen")]
+    notebook.metadata["widgets"] = {}
+    nbformat.write(notebook, path)
+
+
+def test_code_hash_is_about_code_only(tmp_path):
+    path = write(tmp_path / "a.ipynb", "1 + 1")
+    before = batch.code_hash(path)
+    save_with_output(path)
+    assert batch.code_hash(path) == before
+    assert batch.code_hash(write(path, "1 + 2")) != before
+
+
+def test_unknown_parameter_lists_the_known(tmp_path):
+    source = write(tmp_path / "a.ipynb", "", parameters="seed = 0\nepsilon = 0.9")
+    with pytest.raises(InvalidInputError, match=r"a\.ipynb has no parameter epsilom\. Its parameters: epsilon, seed\."):
+        batch.run_notebook(source, tmp_path / "out.ipynb", {"epsilom": 0.8, "seed": 1})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("content", [None, "no notebook", "[]", "{}"])
+def test_file_that_is_no_notebook(tmp_path, content):
+    source = tmp_path / "a.ipynb"
+    if content is not None:
+        source.write_text(content)
+    with pytest.raises(InvalidInputError, match=r"a\.ipynb cannot be read as a notebook"):
+        batch.run_notebook(source, tmp_path / "out.ipynb", {})
+
+
+def test_failing_notebook_keeps_the_earlier_result(tmp_path, capsys):
+    source = write(tmp_path / "a.ipynb", "print('seed is', seed)\nassert seed < 2, 'too large'")
+    target = tmp_path / "runs" / "a.ipynb"
+    batch.run_notebook(source, target, {"seed": 1})
+    earlier = target.read_text()
+    assert "seed is 1" in earlier and "[a] seed is 1" in capsys.readouterr().out
+
+    with pytest.raises(
+        BatchError, match=r"a\.ipynb failed in cell 4: AssertionError: too large(.|\n)*a\.failed\.ipynb"
+    ):
+        batch.run_notebook(source, target, {"seed": 2})
+    assert target.read_text() == earlier
+    assert "too large" in (target.parent / "a.failed.ipynb").read_text()
+    assert not (target.parent / "a.part.ipynb").exists()
+
+
+def test_config_that_is_none(tmp_path):
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        batch.paper(tmp_path / "missing.yaml", [])
+    (tmp_path / "empty.yaml").write_text("seed: 0")
+    with pytest.raises(InvalidInputError, match="names no models"):
+        batch.paper(tmp_path / "empty.yaml", [])
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The project's batch with tiny notebooks; 01 writes what it must, and does what a file named DO says."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(PROJECT / "workflow", tmp_path / "workflow")
+    for name in NOTEBOOKS + FULL:
+        code = f"""\
+from pathlib import Path
+for file in map(Path, {[str(tmp_path / file) for file in TRAINING]}):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("made")
+if Path({str(tmp_path / "DO")!r}).exists():
+    exec(Path({str(tmp_path / "DO")!r}).read_text())
+"""
+        write(tmp_path / "notebooks" / f"{name}.ipynb", code, PARAMETERS)
+    (tmp_path / "config.yaml").write_text("models: {tiny: {name: tiny, dtype: float32}}")
+    return tmp_path
+
+
+COMMAND = [sys.executable, "-m", "workflow.batch", "paper", "--config", "config.yaml"]
+ONE = "data/runs/tiny/01_train_heads.ipynb"
+
+
+def run(project: Path, *options: str) -> tuple[int, str]:
+    done = subprocess.run([*COMMAND, *options], cwd=project, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_round_trip(project):
+    status, said = run(project, "--dry-run")
+    assert status == 0 and all(f"notebook_{name} " in said for name in NOTEBOOKS)
+    assert not any(name in said for name in FULL)
+    status, said = run(project, "full", "--dry-run")
+    assert status == 0 and all(f"notebook_{name} " in said for name in NOTEBOOKS + FULL)
+
+    assert run(project, ONE)[0] == 0
+    save_with_output(project / "notebooks" / "01_train_heads.ipynb")
+    status, said = run(project, ONE)
+    assert status == 0 and "Nothing to be done" in said
+
+    (project / "DO").write_text("file.write_text('half'); raise RuntimeError('asked to')")
+    notebook = project / "notebooks" / "01_train_heads.ipynb"
+    write(notebook, nbformat.read(notebook, 4).cells[2].source + "# edited", PARAMETERS)
+    status, said = run(project, ONE)
+    assert status == 1 and "RuntimeError: asked to" in said
+    assert all((project / file).read_text() == "made" for file in TRAINING)  # earlier results are kept,
+    (project / "DO").unlink()
+    assert "01_train_heads: done" in run(project, ONE)[1]  # but do not count as done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True], ids=["driver", "process group"])
+def test_killed_run_leaves_no_orphan_and_the_next_carries_on(project, group):
+    (project / "DO").write_text("import time; print('sleeping', flush=True); time.sleep(60)")
+    with open(project / "log", "w") as log:
+        driver = subprocess.Popen([*COMMAND, ONE], cwd=project, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: "sleeping" in (project / "log").read_text())
+        workers = psutil.Process(driver.pid).children(recursive=True)
+        status, said = run(project, ONE)
+        assert status == 1 and "Another batch works in" in said
+    finally:
+        (os.killpg if group else os.kill)(driver.pid, signal.SIGKILL)
+        driver.wait()
+    wait_for(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+    (project / "DO").unlink()
+    status, said = run(project, ONE)
+    assert status == 0 and "01_train_heads: done" in said
+    assert "Nothing to be done" in run(project, ONE)[1]
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -1,0 +1,183 @@
+"""Every notebook, run by the batch as a reader would run it, small: on the offline model and on a Pythia-like one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+from tiny import PROJECT, tiny_model, write_results
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+import eelib
+from eelib import evaluation, plotting
+from eelib.decoding.bitwise import RowExact
+
+SMALL = {
+    "01_train_heads": {
+        "changes": {
+            "corpus": {"documents": 120, "length": 56, "prompts": None, "invent": False, "prompt_length": 16},
+            "heads": {"draft_vocab_size": 2048},
+            "training": {"epochs": 1},
+        }
+    },
+    "00_quickstart": {"max_new_tokens": 16, "calibration_documents": 4},
+    "02_confidence": {"resamples": 10, "documents": 12, "length": 48},
+    "03_calibration": {"epsilons": [0.5, 0.9], "splits": 5, "trials": 5},
+    "04_speed_accuracy": {"cases": 4, "questions": 2, "max_new_tokens": 8, "repeats": 1, "epsilons": [0.5, 0.8]},
+    "07_robustness": {
+        "questions": 2, "rounds": 1, "found_prompts": 1, "max_new_tokens": 8, "runs": 50,
+    },
+    "06_heads": {"documents": 20, "draft_vocab_sizes": [100]},
+    "08_layerskip_training": {
+        "steps": 5, "tested": 2, "documents": 8, "length": 48, "cases": 4, "prompts": 2, "max_new_tokens": 8,
+    },
+    "05_acceptance": {
+        "tuning_prompts": 2, "held_out_prompts": 2, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
+        "draft_lengths": [2, 4], "decoded_prompts": 1, "finalists": 1,
+    },
+    "09_peers": {
+        "tuning_prompts": 2, "peer_prompts": 1, "repeats": 2, "epsilons": [0.5],
+        "classifier_texts": 8, "claimed": [0.8], "cases": 3, "sled_exits": 2,
+        "max_new_tokens": 8, "compile_static": False,
+    },
+    "10_duel": {
+        "tuning_prompts": 2, "judged_prompts": 2, "epsilons": [0.8], "draft_lengths": [1], "max_new_tokens": 8,
+    },
+}  # fmt: skip
+
+
+def run_batch(folder: Path, model: dict, targets: tuple[str, ...] = (), changes: dict | None = None) -> eelib.Workspace:
+    parameters = SMALL
+    if changes is not None:
+        parameters = SMALL | {name: SMALL[name] | {"changes": changes} for name in ("01_train_heads", "06_heads")}
+    config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(folder / "config.yaml")]
+    command += [str(folder / "data" / "runs" / "small" / f"{target}.ipynb") for target in targets] or ["full"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    return eelib.Workspace("small", folder)
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory) -> eelib.Workspace:
+    folder = tmp_path_factory.mktemp("offline")
+    return run_batch(folder, {"name": "smollm2-135m", "dtype": "bfloat16"}, targets=("00_quickstart",))
+
+
+def pythia_like(folder: Path) -> Path:
+    """A random GPT-NeoX with a tokenizer of its own, saved as the Hub would hand it out, and text to read."""
+    questions = [
+        json.loads(line)["prompt"] for line in (PROJECT / "data/benchmarks/gsm8k.jsonl").read_text().splitlines()
+    ]
+    (folder / "text").mkdir()
+    rows = [json.dumps({"text": question}) for question in questions]
+    (folder / "text" / "train.jsonl").write_text("\n".join(rows))
+    bytes_of = ByteLevelBPETokenizer()
+    bytes_of.train_from_iterator(questions, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=bytes_of._tokenizer, **names).save_pretrained(folder / "model")
+    tiny_model("gpt_neox", torch.float32, vocab_size=400, max_position_embeddings=1024).save_pretrained(
+        folder / "model"
+    )
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def pythia(tmp_path_factory) -> eelib.Workspace:
+    folder = tmp_path_factory.mktemp("pythia")
+    model = {"name": str(pythia_like(folder)), "dtype": "float32"}
+    text = {"source": str(folder / "text"), "documents": None, "length": 48}
+    return run_batch(folder, model, changes={"corpus": text, "heads": {"draft_vocab_size": None}})
+
+
+def check(workspace: eelib.Workspace) -> None:
+    figures = {p.name for p in workspace.figures.iterdir()}
+    names = {name.rsplit(".", 1)[0] for name in figures}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 25
+    for notebook in SMALL:
+        cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+    acceptance = pd.read_parquet(workspace.results / "acceptance.parquet").set_index("candidate")
+    assert {"plain", "DSSD", "transformers"} < set(acceptance.index)
+    accuracy = pd.read_parquet(workspace.results / "speed_accuracy.parquet")
+    assert len(accuracy) == 2 * 3 and accuracy.accuracy.between(0, 1).all()
+
+
+def test_every_notebook_on_a_pythia_like_model(pythia):
+    check(pythia)
+
+
+def test_a_second_batch_finds_nothing_to_do(pythia):
+    command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(Path(pythia.root) / "config.yaml")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) * 4) for nats in (0.3, 1.0, 2.0)}
+
+
+def test_offline_model_is_lossless_in_float32(offline):
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 3)
+    table = eelib.verify_lossless(model, heads, ENTROPIES["entropy up to 2.0 nats"], prompts, max_new_tokens=24)
+    assert (table.equal | table.near_tie).all() and table.drafted.sum() > 0
+
+
+def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 3)
+    policies = {"DSSD": ENTROPIES["entropy up to 2.0 nats"], "fixed": eelib.FixedExit(12, 4)}
+    table = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=24)
+    assert table.equal.all() and (table.groupby("policy").drafted.sum() > 0).all()
+    assert RowExact.of(eelib.Backbone.of(model)).at_once > 1, "verification should take several rows at once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_offline_model_is_lossless_in_float32_at_length(offline):
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 20)
+    table = eelib.verify_lossless(model, heads, ENTROPIES, prompts, max_new_tokens=64)
+    write_results("lossless_offline_float32", table)
+    assert (table.equal | table.near_tie).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_offline_model_is_lossless_in_bfloat16_at_length(offline):
+    """60 prompts x 128 tokens x 4 policies: not one token differs; and what happens without `exact`, for a fifth."""
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 60)
+    policies = ENTROPIES | {"FixedExit(12, 4)": eelib.FixedExit(12, 4)}
+    exact = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=128)
+    plain = eelib.verify_lossless(model, heads, policies, prompts[:12], max_new_tokens=128)
+    table = pd.concat([exact.assign(exact=True), plain.assign(exact=False)])
+    write_results("lossless_offline_bfloat16", table)
+    draw_lossless(table, n_tokens=128)
+    assert exact.equal.all() and len(exact) == 240
+
+
+def draw_lossless(table, n_tokens):
+    """docs/results/lossless_offline_bfloat16_figure: how long texts stay the model's own, with and without `exact`."""
+    plotting.use_style()
+    figure, (axes,) = plotting.panels(1, width=plotting.COLUMN, height=2.2)
+    plotted = []
+    for i, ((exact, policy), cases) in enumerate(table.groupby(["exact", "policy"], sort=False)):
+        parted = cases.first_difference.where(~cases.equal, n_tokens)
+        still = [(parted >= n).mean() for n in range(n_tokens + 1)]
+        style = {"color": "0.2", "linewidth": 2} if exact else {"color": plotting.PALETTE[i % 4]}
+        style["linestyle"] = "-" if exact else plotting.LINES[i % 4]
+        axes.plot(still, label=None if exact and i else "exact, all four" if exact else policy, **style)
+        plotted += [{"exact": exact, "policy": policy, "tokens": n, "share": s} for n, s in enumerate(still)]
+    axes.set(xlabel="new tokens", ylabel="share of texts that are\nstill the model's own", ylim=(0, 1.05))
+    axes.legend(fontsize=5.5, loc="lower left")
+    plotting.save_figure(
+        figure, PROJECT / "docs" / "results", "lossless_offline_bfloat16_figure", pd.DataFrame(plotted)
+    )
