@@ -14,11 +14,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "backbone.segments": ["Backbone"],
         "backbone.loading": ["load_model"],
-        "backbone.teacher": ["Lessons"],
+        "backbone.teacher": ["Teacher"],
         "corpus.corpus": ["Corpus", "load_corpus"],
         "corpus.documents": ["CorpusConfig"],
         "heads.exit_heads": ["ExitHeads", "HeadConfig"],
-        "heads.training": ["TrainConfig", "distil", "evaluate"],
+        "heads.training": ["TrainConfig", "train_heads", "evaluate_heads"],
         "heads.recipe": ["Recipe"],
         "confidence.metrics": ["METRICS", "known_metrics", "register_metric"],
         "confidence.traces": ["record_traces"],

@@ -25,8 +25,8 @@ class TrainingError(EelibError):
     """Training that cannot go on: a loss that is not a number, a checkpoint of another run, or no room for one."""
 
 
-class LessonsError(EelibError):
-    """What the model says of a text cannot be kept: no room on the disk."""
+class TeacherError(EelibError):
+    """Teacher outputs cannot be cached: no room on the disk."""
 
 
 class FetchError(EelibError):

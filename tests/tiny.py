@@ -77,7 +77,7 @@ class Pattern(eelib.Policy):
 
     depths: tuple[int | None, ...]
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         return tuple(sorted({depth for depth in self.depths if depth is not None}))
 
     def draft_limit(self, state):

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "segments": ["Backbone"],
         "kv_cache": ["KVCache"],
         "int8": ["with_int8"],
-        "teacher": ["Lesson", "Lessons"],
+        "teacher": ["TeacherOutputs", "Teacher"],
     },
 )

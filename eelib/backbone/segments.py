@@ -36,12 +36,12 @@ class Span:
 
 
 def pad(
-    sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+    sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None
 ) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
     """Sequences [position] as one tensor, filled up with token 0 on the right, and the mask of the positions that
     count (None: all real ones). A causal model's states do not depend on what is right of them.
     """
-    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if counted is None else list(counted)
+    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if loss_mask is None else list(loss_mask)
     tokens = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     return tokens, nn.utils.rnn.pad_sequence(masks, batch_first=True)
 
@@ -137,7 +137,7 @@ class Backbone:
             return self.final_norm(hidden)
         return self._run_around(state=hidden)
 
-    def finish(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... classes"]:
+    def postprocess(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... classes"]:
         """What the model does to the unembedding's output: scaling or soft-capping, if any. Works class by class."""
         if self._parts.raw:
             return logits
@@ -145,7 +145,7 @@ class Backbone:
 
     def unembed(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The model's logits for states that have passed `n_blocks` blocks (or fewer: the logit lens)."""
-        return self.finish(self.unembedding(self.normalise(hidden)))
+        return self.postprocess(self.unembedding(self.normalise(hidden)))
 
     def _run_around(self, state: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
         """The model's own code around blocks and unembedding, every row a sequence of one position."""

@@ -1,4 +1,4 @@
-"""What the frozen model says of a text: the lesson that all heads learn from, computed once for all of them."""
+"""Teacher outputs: hidden states, log normaliser and argmax of the frozen model, computed once for all heads."""
 
 import hashlib
 import shutil
@@ -14,55 +14,57 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from eelib.backbone.segments import Backbone, pad
-from eelib.errors import LessonsError
+from eelib.errors import TeacherError
 from eelib.workspace import atomic_write
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """The model at the positions of some text that count, one row each.
+class TeacherOutputs:
+    """The frozen model at the positions of some text that a loss mask lets through, one row each.
 
-    states: after the blocks below each head. final: what the model's unembedding reads. log_normaliser: of its
-    distribution, nats. choice: its most likely token.
+    states: hidden states by depth, after the blocks below each head.
+    final: what the unembedding reads, after the final norm.
+    log_normaliser: of the model's distribution [nats].
+    argmax: the model's most likely token.
     """
 
     states: dict[int, Float[Tensor, "token hidden"]]
     final: Float[Tensor, "token width"]
     log_normaliser: Float[Tensor, " token"]
-    choice: Int[Tensor, " token"]
+    argmax: Int[Tensor, " token"]
 
     @classmethod
-    def read_off(cls, backbone: Backbone, states: dict[int, Tensor], rows: int = 256) -> "Lesson":
+    def from_states(cls, backbone: Backbone, states: dict[int, Tensor], rows: int = 256) -> "TeacherOutputs":
         """From states [token, hidden] at the heads' depths and after the last block; frees the latter."""
-        finals, normalisers, choices = [], [], []
+        finals, normalisers, tokens = [], [], []
         for hidden in states.pop(backbone.n_blocks).split(rows):  # the whole vocabulary for a few rows at once
             finals.append(backbone.normalise(hidden))
-            logits = backbone.finish(backbone.unembedding(finals[-1]))
+            logits = backbone.postprocess(backbone.unembedding(finals[-1]))
             normalisers.append(logits.float().logsumexp(-1))
-            choices.append(logits.argmax(-1))
-        return cls(states, torch.cat(finals), torch.cat(normalisers), torch.cat(choices))
+            tokens.append(logits.argmax(-1))
+        return cls(states, torch.cat(finals), torch.cat(normalisers), torch.cat(tokens))
 
     @classmethod
-    def joined(cls, lessons: Sequence["Lesson"]) -> "Lesson":
-        """Several lessons as one, in their order."""
-        states = {depth: torch.cat([lesson.states[depth] for lesson in lessons]) for depth in lessons[0].states}
-        parts = ([getattr(lesson, name) for lesson in lessons] for name in ("final", "log_normaliser", "choice"))
-        return cls(states, *map(torch.cat, parts))
+    def concatenate(cls, parts: Sequence["TeacherOutputs"]) -> "TeacherOutputs":
+        """The rows of several outputs as one, in their order."""
+        states = {depth: torch.cat([part.states[depth] for part in parts]) for depth in parts[0].states}
+        rest = ([getattr(part, name) for part in parts] for name in ("final", "log_normaliser", "argmax"))
+        return cls(states, *map(torch.cat, rest))
 
-    def at(self, rows: Int[Tensor, " row"]) -> "Lesson":
-        """The lesson on some of its tokens."""
+    def select(self, rows: Int[Tensor, " row"]) -> "TeacherOutputs":
+        """Some of the rows."""
         states = {depth: state[rows] for depth, state in self.states.items()}
-        return Lesson(states, self.final[rows], self.log_normaliser[rows], self.choice[rows])
+        return TeacherOutputs(states, self.final[rows], self.log_normaliser[rows], self.argmax[rows])
 
 
-class Lessons:
-    """The lessons of one model for heads at some depths.
+class Teacher:
+    """A frozen model as the teacher of heads at some depths.
 
     Args:
         model: the frozen model.
         depths: where the heads read.
-        folder: where to keep every lesson once it is computed, one file a sequence, so that later epochs and other
-            heads only read it; None computes it each time.
+        folder: where to cache outputs, one file a sequence, so that later epochs and other heads only read them; None
+            computes them each time.
     """
 
     def __init__(self, model: PreTrainedModel, depths: Sequence[int], folder: str | Path | None = None):
@@ -71,34 +73,34 @@ class Lessons:
         key = f"{self.backbone.fingerprint()} {model.dtype} {self.depths}".encode()
         self.folder = None if folder is None else Path(folder) / hashlib.sha256(key).hexdigest()[:12]
 
-    def on(self, sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None) -> Lesson:
-        """One lesson for the positions of the sequences [position] that count (None: all), in their order."""
+    def outputs(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None) -> TeacherOutputs:
+        """The outputs on the positions of the sequences [position] that the masks let through (None: all)."""
         if self.folder is None:
-            return self._teach(sequences, counted)
-        masks = [None] * len(sequences) if counted is None else counted
-        kept = [self._kept(sequence, mask) for sequence, mask in zip(sequences, masks, strict=True)]
-        joined = {name: torch.cat([one[name] for one in kept]).to(self.model.device) for name in kept[0]}
+            return self._compute(sequences, loss_mask)
+        masks = [None] * len(sequences) if loss_mask is None else loss_mask
+        cached = [self._cached(sequence, mask) for sequence, mask in zip(sequences, masks, strict=True)]
+        joined = {name: torch.cat([one[name] for one in cached]).to(self.model.device) for name in cached[0]}
         states = {depth: joined.pop(str(depth)).to(self.model.dtype) for depth in self.depths}
-        return Lesson(states, **joined)
+        return TeacherOutputs(states, **joined)
 
-    def keep(self, sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None) -> None:
-        """Computes what is not kept yet of the lessons on these sequences. Says first how much that is.
+    def cache(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None) -> None:
+        """Computes and caches the outputs on these sequences that are not cached yet; says first how large they are.
 
         Raises:
-            LessonsError: there is no room for it.
+            TeacherError: there is no room for them.
         """
-        masks = [None] * len(sequences) if counted is None else counted
+        masks = [None] * len(sequences) if loss_mask is None else loss_mask
         missing = [i for i, s in enumerate(sequences) if not self._file(s, masks[i]).is_file()]
         tokens = sum(len(sequences[i]) if masks[i] is None else int(masks[i].sum()) for i in missing)
         self.announce(tokens)
-        for i in tqdm(missing, desc="asking the model", unit="text"):
-            self._kept(sequences[i], masks[i])
+        for i in tqdm(missing, desc="running the teacher", unit="text"):
+            self._cached(sequences[i], masks[i])
 
     def announce(self, tokens: int) -> None:
-        """Prints what the lessons on so many tokens will take at most.
+        """Prints the most that the outputs on so many tokens take.
 
         Raises:
-            LessonsError: there is no room for it.
+            TeacherError: there is no room for them.
         """
         if self.folder is None or not tokens:
             return
@@ -106,14 +108,15 @@ class Lessons:
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         what = (
-            f"Lessons on {tokens:,} tokens at {len(self.depths)} depths take up to {size / 1e9:.2f} GB in {self.folder}"
+            f"Teacher outputs on {tokens:,} tokens at {len(self.depths)} depths take up to {size / 1e9:.2f} GB in "
+            f"{self.folder}"
         )
         if size > 0.9 * free:
-            raise LessonsError(f"{what}, where {free / 1e9:.2f} GB are free. Make room, or keep no lessons.")
+            raise TeacherError(f"{what}, where {free / 1e9:.2f} GB are free. Make room, or do not cache the teacher.")
         print(f"{what}; {free / 1e9:.0f} GB are free.")
 
-    def forget(self) -> None:
-        """Deletes what is kept."""
+    def clear_cache(self) -> None:
+        """Deletes what is cached."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -127,23 +130,23 @@ class Lessons:
         digest.update(b"" if mask is None else mask.numpy().tobytes())
         return self.folder / f"{digest.hexdigest()[:24]}.safetensors"
 
-    def _kept(self, sequence: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def _cached(self, sequence: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         file = self._file(sequence, mask)
         if not file.is_file():
-            lesson = self._teach([sequence], None if mask is None else [mask])
-            self.store(sequence, mask, lesson)
+            outputs = self._compute([sequence], None if mask is None else [mask])
+            self.store(sequence, mask, outputs)
         return load_file(file)
 
-    def store(self, sequence: Tensor, mask: Tensor | None, lesson: Lesson) -> None:
-        """Keeps the lesson on one sequence, its states in bfloat16."""
-        tensors = {str(depth): state.bfloat16() for depth, state in lesson.states.items()}
-        tensors |= {"final": lesson.final, "log_normaliser": lesson.log_normaliser, "choice": lesson.choice}
+    def store(self, sequence: Tensor, mask: Tensor | None, outputs: TeacherOutputs) -> None:
+        """Caches the outputs on one sequence, their states in bfloat16."""
+        tensors = {str(depth): state.bfloat16() for depth, state in outputs.states.items()}
+        tensors |= {"final": outputs.final, "log_normaliser": outputs.log_normaliser, "argmax": outputs.argmax}
         with atomic_write(self._file(sequence, mask)) as path:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
     @torch.no_grad()
-    def _teach(self, sequences: Sequence[Tensor], counted: Sequence[Tensor] | None) -> Lesson:
-        tokens, real = pad(sequences, counted)
+    def _compute(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None) -> TeacherOutputs:
+        tokens, real = pad(sequences, loss_mask)
         real = real.to(self.model.device)
         states = self.backbone.states(tokens.to(self.model.device), [*self.depths, self.backbone.n_blocks])
-        return Lesson.read_off(self.backbone, {depth: state[real] for depth, state in states.items()})
+        return TeacherOutputs.from_states(self.backbone, {depth: state[real] for depth, state in states.items()})

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eelib.backbone.segments import pad
-from eelib.backbone.teacher import Lessons
+from eelib.backbone.teacher import Teacher
 from eelib.calibration.p_values import hoeffding_bentkus
 from eelib.confidence.metrics import confidence
 from eelib.confidence.traces import record_traces
@@ -36,7 +36,7 @@ classifier: a linear one on the state, trained to say whether the head agrees wi
 
 @dataclass(frozen=True)
 class CALM(Policy):
-    """Exits where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
+    """ExitDecisions where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
 
     confidence: one of CONFIDENCES. threshold: λ. decay: τ. length: N, the most new tokens. classifiers: by depth.
     """
@@ -55,13 +55,13 @@ class CALM(Policy):
         if self.confidence == "classifier" and not self.classifiers:
             raise InvalidInputError("confidence='classifier' needs classifiers=..., from `train_classifiers`.")
 
-    def at(self, index: int) -> float:
+    def threshold_at(self, index: int) -> float:
         """The threshold for the new token with this index."""
         if np.isinf(self.threshold):
             return self.threshold
         return float(np.clip(0.9 * self.threshold + 0.1 * np.exp(-self.decay * index / self.length), 0, 1))
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         return tuple(head_depths)
 
     def start(self, prompt, head_depths):
@@ -73,7 +73,7 @@ class CALM(Policy):
         before = state["hidden"] if state["last"] == (position, state["below"].get(depth)) else None
         state["last"], state["hidden"] = (position, depth), hidden
         score = _score(self.confidence, logits, hidden, before, (self.classifiers or {}).get(depth)).item()
-        return score >= self.at(position - state["first"]), score
+        return score >= self.threshold_at(position - state["first"]), score
 
 
 class CALMSession(Session):
@@ -83,25 +83,25 @@ class CALMSession(Session):
     upper bound, `block_positions` count only blocks that a token's own state went through.
     """
 
-    def _emit(self, token, draft=None, drafted=False):
+    def emit(self, token, draft=None, drafted=False):
         if draft is not None:
-            self.frontier.propagate(self.cuts.index(draft.depth) + 1)
-        super()._emit(token, draft, drafted)
+            self.frontier.propagate(self.exit_depths.index(draft.depth) + 1)
+        super().emit(token, draft, drafted)
 
 
 @torch.no_grad()
 def train_classifiers(
-    model: PreTrainedModel, heads: ExitHeads, sequences: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+    model: PreTrainedModel, heads: ExitHeads, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None
 ) -> dict[int, Pipeline]:
     """A logistic regression a depth, from the state there to whether the head's token is the model's."""
-    lessons, found, agrees = Lessons(model, heads.depths), {d: [] for d in heads.depths}, {d: [] for d in heads.depths}
+    teacher, found, agrees = Teacher(model, heads.depths), {d: [] for d in heads.depths}, {d: [] for d in heads.depths}
     for start in range(0, len(sequences), 8):
-        masks = None if counted is None else counted[start : start + 8]
-        lesson = lessons.on(sequences[start : start + 8], masks)
+        masks = None if loss_mask is None else loss_mask[start : start + 8]
+        outputs = teacher.outputs(sequences[start : start + 8], masks)
         for depth in heads.depths:
-            found[depth].append(lesson.states[depth].float().cpu().numpy())
-            tokens = heads.tokens(heads.logits(depth, lesson.states[depth]))
-            agrees[depth].append((tokens == lesson.choice).cpu().numpy())
+            found[depth].append(outputs.states[depth].float().cpu().numpy())
+            tokens = heads.drafted_tokens(heads.logits(depth, outputs.states[depth]))
+            agrees[depth].append((tokens == outputs.argmax).cpu().numpy())
     classifiers = {}
     for depth in heads.depths:
         right = np.concatenate(agrees[depth])
@@ -117,14 +117,14 @@ def confidence_traces(
     model: PreTrainedModel,
     heads: ExitHeads,
     sequences: Sequence[Tensor],
-    counted: Sequence[Tensor] | None = None,
+    loss_mask: Sequence[Tensor] | None = None,
     classifiers: Mapping[int, Pipeline] | None = None,
 ) -> pd.DataFrame:
     """Traces with columns `softmax`, `saturation` and, given classifiers, `classifier` (-inf where a head declines)."""
-    traces = record_traces(model, heads, sequences, counted=counted)
+    traces = record_traces(model, heads, sequences, loss_mask=loss_mask)
     scores = {name: [] for name in CONFIDENCES if name != "classifier" or classifiers}
     for start in range(0, len(sequences), 8):
-        tokens, real = pad(sequences[start : start + 8], None if counted is None else counted[start : start + 8])
+        tokens, real = pad(sequences[start : start + 8], None if loss_mask is None else loss_mask[start : start + 8])
         states, before = heads.backbone.states(tokens.to(model.device), heads.depths), None
         table = {name: [] for name in scores}
         for depth in heads.depths:

@@ -24,14 +24,14 @@ class DEL(Policy):
 
     costs: Costs
     n_blocks: int
-    most: int = 8
+    max_draft: int = 8
     memory: float = 0.95
 
     def __post_init__(self):
         if not 0 < self.memory <= 1:
             raise InvalidInputError(f"memory={self.memory}: expected a share above 0, up to 1.")
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         return tuple(head_depths)
 
     def start(self, prompt, head_depths):
@@ -41,7 +41,7 @@ class DEL(Policy):
         best, state["depth"], length = 1 / (self.n_blocks * self.costs.block + self.costs.unembedding), None, 0
         for depth in state["seen"]:
             alpha = min(state["right"][depth] / state["seen"][depth], 1 - 1e-6)
-            for drafts in range(1, self.most + 1):
+            for drafts in range(1, self.max_draft + 1):
                 tokens = (1 - alpha ** (drafts + 1)) / (1 - alpha)
                 value = tokens / self.costs.fixed_exit_round(depth, self.n_blocks, drafts)
                 if value > best:
@@ -76,21 +76,22 @@ class _Recording(Frontier):
 class DELSession(Session):
     """Verified decoding that asks every exit for its shadow tokens after each verification, and charges for it."""
 
-    frontier_type = _Recording
+    def make_frontier(self, capacity):
+        return _Recording(self.backbone, self.exit_depths, capacity, self.call.exact)
 
-    def _verify(self, prefix):
-        logits = super()._verify(prefix)
+    def verify(self, prefix):
+        logits = super().verify(prefix)
         own = logits.argmax(-1)
         right = prefix[0, self.tokens.shape[1] :][: len(own) - 1] == own[:-1]
         after = int(right.long().cumprod(0).sum()) + 1  # positions behind right drafts only
-        for segment, depth in enumerate(self.cuts):
+        for segment, depth in enumerate(self.exit_depths):
             hidden = torch.cat(self.frontier.left[segment], dim=1)[0, -len(own) :][:after]
-            tokens = self.heads[depth].tokens(self.heads[depth].logits(depth, hidden))
+            tokens = self.heads[depth].drafted_tokens(self.heads[depth].logits(depth, hidden))
             self.head_positions[depth] += after
-            self.policy.shadow(self.state, depth, int((tokens == own[:after]).sum()), after)
+            self.policy.shadow(self.policy_state, depth, int((tokens == own[:after]).sum()), after)
         self.frontier.left = [[] for _ in self.frontier.left]
         return logits
 
-    def _emit_own(self):
-        super()._emit_own()
+    def emit_full(self):
+        super().emit_full()
         self.frontier.left = [[] for _ in self.frontier.left]

@@ -9,19 +9,19 @@ class EELLMSession(Session):
 
     In exact arithmetic the text is that of this engine, which takes waiting positions up from where they left; what
     differs is the work: the lower blocks run again for every token that waits. EE-LLM exits by `max_prob`, and runs
-    the full model once `most` tokens wait.
+    the full model once `max_waiting` tokens wait.
     """
 
-    most = 32
+    max_waiting = 32
 
-    def _feed(self):
+    def feed(self, prefix):
         waiting = self.frontier.tokens[:, self.frontier.completed :]
         self.frontier.roll_back(self.frontier.completed)
         for token in waiting.split(1, dim=1):
             self.frontier.feed(token)
-        super()._feed()
+        super().feed(prefix)
 
-    def _draft(self, prefix):
-        if self.frontier.length - self.frontier.completed > self.most:
+    def draft(self, prefix):
+        if self.frontier.length - self.frontier.completed > self.max_waiting:
             return None
-        return super()._draft(prefix)
+        return super().draft(prefix)

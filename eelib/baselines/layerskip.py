@@ -120,7 +120,7 @@ def finetune(
     sequences: Sequence[Tensor],
     config: LayerSkipConfig,
     *,
-    counted: Sequence[Tensor] | None = None,
+    loss_mask: Sequence[Tensor] | None = None,
     log: str | Path | None = None,
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
     """Fine-tunes a copy of the model, all of its weights, on the next tokens of text; `model` stays as it is.
@@ -130,8 +130,8 @@ def finetune(
 
     Args:
         sequences: 1-D LongTensors, one a document.
-        counted: for each a mask [position] of the positions to learn from (`Corpus.counted`); None for all. A position
-            stands for what is said next, so the last one of a sequence never counts.
+        loss_mask: for each a mask [position] of the positions to learn from (`Corpus.loss_mask`); None for all. A
+            position stands for what is said next, so the last one of a sequence never counts.
         log: file that gets the rows of the report as they come, one JSON object a line.
 
     Returns:
@@ -142,7 +142,7 @@ def finetune(
         CorpusError: no sequences, or none with a position to learn from. ModelError: the model cannot be cut.
         TrainingError: the loss or its gradient is not a number.
     """
-    masks = _with_a_next(sequences, counted)
+    masks = _with_a_next(sequences, loss_mask)
     usable = [i for i, mask in enumerate(masks) if mask.any()]
     if not usable:
         raise CorpusError(f"Nothing to learn from in {len(sequences)} sequences: no position that counts has a next.")
@@ -186,17 +186,17 @@ def finetune(
 def exit_losses(
     backbone: Backbone,
     tokens: Int[Tensor, "batch position"],
-    counted: Bool[Tensor, "batch position"],
+    loss_mask: Bool[Tensor, "batch position"],
     weights: Float[np.ndarray, " block"],
     kept: Bool[Tensor, "block batch"],
 ) -> dict[int, Float[Tensor, ""]]:
     """Cross-entropy with the next token by depth [nats, mean over the positions that count], where a weight is not 0.
 
-    counted: never a sequence's last position, which has no next token.
+    loss_mask: never a sequence's last position, which has no next token.
     kept: which blocks each sequence passes. One that is left out hands the state on as it came (equation 1). It is
     computed all the same: what a block is called with differs between architectures, and cannot be cut into rows.
     """
-    span, losses, real = backbone.capture(tokens), {}, counted[:, :-1]
+    span, losses, real = backbone.capture(tokens), {}, loss_mask[:, :-1]
     hidden, target = span.hidden, tokens[:, 1:][real]
     for block in range(backbone.n_blocks):
         passed, stays = backbone.run(block, block + 1, hidden, span), kept[block].to(hidden.device)
@@ -211,7 +211,7 @@ def read_exits(
     model: PreTrainedModel,
     sequences: Sequence[Tensor],
     *,
-    counted: Sequence[Tensor] | None = None,
+    loss_mask: Sequence[Tensor] | None = None,
     depths: Sequence[int] | None = None,
     batch_size: int = 4,
 ) -> pd.DataFrame:
@@ -225,7 +225,7 @@ def read_exits(
     Args:
         depths: None for all, the model's end (the number of blocks) included.
     """
-    backbone, masks, rows = Backbone.of(model), _with_a_next(sequences, counted), []
+    backbone, masks, rows = Backbone.of(model), _with_a_next(sequences, loss_mask), []
     depths = range(1, backbone.n_blocks + 1) if depths is None else depths
     for start in tqdm(range(0, len(sequences), batch_size), desc="reading exits", unit="batch"):
         tokens, real = pad(sequences[start : start + batch_size], masks[start : start + batch_size])
@@ -244,9 +244,9 @@ def read_exits(
     return pd.concat(rows, ignore_index=True).sort_values(["sequence", "depth"], ignore_index=True)
 
 
-def _with_a_next(sequences: Sequence[Tensor], counted: Sequence[Tensor] | None) -> list[Tensor]:
+def _with_a_next(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None) -> list[Tensor]:
     """For each sequence the mask of the positions that count (None: all) and have a next token."""
-    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if counted is None else counted
+    masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if loss_mask is None else loss_mask
     return [mask & (torch.arange(len(mask)) < len(mask) - 1) for mask in masks]
 
 

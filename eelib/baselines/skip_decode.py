@@ -29,7 +29,7 @@ class SkipDecode(Policy):
         """The depth at which the new token with this index leaves."""
         return round(self.max_depth - (self.max_depth - self.min_depth) * min(index, self.length) / self.length)
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         return tuple(sorted({self.depth_of(index) for index in range(self.length + 1)}))
 
     def start(self, prompt, head_depths):

@@ -15,7 +15,7 @@ FLOOR = -1000.0
 """What tokens outside the most likely ones get in place of their logits."""
 
 
-def sled(
+def evolve_logits(
     final: Float[Tensor, "... vocab"],
     early: Sequence[Float[Tensor, "... vocab"]],
     *,
@@ -71,7 +71,7 @@ class SLED(Policy):
     k: int = 10
     steps: int = 1
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         return tuple(head_depths) if self.depths is None else self.depths
 
 
@@ -79,15 +79,15 @@ class SLEDSession(Session):
     """Decodes by evolved logits: `eelib.generate(..., policy=SLED(), verify=False, session=SLEDSession)`. Every exit is
     read out over the whole vocabulary for every token."""
 
-    def _draft(self, prefix):
+    def draft(self, prefix):
         return None
 
-    def _emit_own(self):
+    def emit_full(self):
         early = []
-        for segment, depth in enumerate(self.cuts):
+        for segment, depth in enumerate(self.exit_depths):
             hidden = self.frontier.advance(segment)[:, -1]
             early.append(self.heads[depth].full_logits(depth, hidden))
             self.head_positions[depth] += 1
         final = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
         given = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
-        self._emit(self.rule.draw(self._scores(self.tokens, sled(final, early, **given)))[0])
+        self.emit(self.rule.draw(self.scores(self.tokens, evolve_logits(final, early, **given)))[0])

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone.segments import Backbone
-from eelib.baselines.sled import sled
+from eelib.baselines.sled import evolve_logits
 from eelib.heads.exit_heads import ExitHeads
 
 
@@ -14,7 +14,7 @@ class SledLM(HFLM):
     """Scores texts by `sled`; generation is the plain model's.
 
     Args:
-        exits: the layers that are heard; heads of kind `none` read them by the model's own unembedding, as SLED does.
+        exits: the layers that are heard; heads of kind `none` read them by the model's logit lens, as SLED does.
         steps: T; the paper takes 10 for TruthfulQA.
     """
 
@@ -35,4 +35,4 @@ class SledLM(HFLM):
         backbone = Backbone.of(self.model)
         states = backbone.states(inps.to(self.model.device), [*self.exits.depths, backbone.n_blocks])
         early = [self.exits.full_logits(depth, states[depth]) for depth in self.exits.depths]
-        return sled(backbone.unembed(states[backbone.n_blocks]), early, steps=self.steps)
+        return evolve_logits(backbone.unembed(states[backbone.n_blocks]), early, steps=self.steps)

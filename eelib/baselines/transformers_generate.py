@@ -18,7 +18,7 @@ def greedy(model: PreTrainedModel, **generate_kwargs) -> Decoder:
 
 
 def assistant_early_exit(model: PreTrainedModel, depth: int, draft_length: int, **generate_kwargs) -> Decoder:
-    """`generate(assistant_early_exit=depth)`: the first blocks and the model's own unembedding draft `draft_length`
+    """`generate(assistant_early_exit=depth)`: the first blocks and the model's logit lens draft `draft_length`
     tokens, without a confidence threshold and without the schedule that lengthens drafts.
 
     Transformers (5.23) takes an exit out of range without a word, reads the draft settings from the model's generation

@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "thresholds": ["Calibration", "achieved_agreement", "calibrate"],
         "cascade": ["HeadScores"],
         "risk_control": ["control_risk"],
-        "violations": ["violations"],
+        "violations": ["Population", "synthetic", "violation_rates"],
     },
 )

@@ -66,7 +66,7 @@ def synthetic(
     return Population(HeadScores(tuple(depths), scores, agrees, numbers), independent=True)
 
 
-def violations(
+def violation_rates(
     population: Population,
     *,
     epsilon: float,

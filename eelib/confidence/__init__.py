@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "metrics": ["METRICS", "confidence", "known_metrics", "register_metric"],
         "traces": ["record_traces"],
-        "separation": ["separation"],
+        "separation": ["measure_separation"],
         "combined": ["Combined"],
     },
 )

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eelib.confidence.metrics import METRICS
+from eelib.confidence.metrics import BUILT_IN
 from eelib.errors import CorpusError
 
 
@@ -50,4 +50,4 @@ class Combined:
 
 
 def _features(traces: pd.DataFrame) -> np.ndarray:
-    return np.column_stack([traces[[*METRICS]], np.log1p(traces.position)])
+    return np.column_stack([traces[[*BUILT_IN]], np.log1p(traces.position)])

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from eelib.errors import InvalidInputError
 
-METRICS = ("entropy", "max_prob", "margin", "max_logit", "margin_logit")
-"""The built-in metrics, in the order of the paper's four (arXiv 2407.21082); `margin_logit` is kept for comparison.
+METRICS = ("entropy", "max_prob", "margin", "max_logit")
+"""The paper's four (arXiv 2407.21082), in its order.
 
-entropy: -H(p) in nats; max_prob: p(1); margin: p(1) - p(2); max_logit: z(1); margin_logit: z(1) - z(2), where z are
-the logits, p their softmax, (1) and (2) the two largest.
+entropy: -H(p) in nats; max_prob: p(1); margin: p(1) - p(2); max_logit: z(1), where z are the logits, p their softmax,
+(1) and (2) the two largest. A fifth is known beside them, `margin_logit`: z(1) - z(2), for comparison.
 """
+BUILT_IN = (*METRICS, "margin_logit")
+"""Metrics that cannot be registered anew."""
 
 Score = Callable[[Float[Tensor, "... classes"]], Float[Tensor, "..."]]
 
@@ -58,7 +60,7 @@ def register_metric(
     Raises:
         InvalidInputError: the name is a built-in metric's, or none that a column of traces can have.
     """
-    if name in METRICS or not name.isidentifier():
+    if name in BUILT_IN or not name.isidentifier():
         raise InvalidInputError(f"register_metric({name!r}): expected an identifier that no built-in metric has.")
     _KNOWN[name] = _Metric(label or name, low, high, score)
 

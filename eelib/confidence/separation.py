@@ -60,30 +60,30 @@ STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def separation(
+def measure_separation(
     traces: pd.DataFrame,
     metrics: Sequence[str] = METRICS,
     *,
-    baseline: str = "entropy",
+    reference: str = "entropy",
     resamples: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
     """AUROC, AUPR and AURC per depth and metric, each with a 95% interval, and the AUROC's paired difference to that of
-    `baseline` on the same resamples.
+    `reference` on the same resamples.
 
     Rows where a head declines are left out: it has nothing to be right or wrong about there. Columns: depth, metric,
-    declined (share of rows), {auroc, aupr, aurc} and their _low and _high, auroc_less_{baseline} with _low and _high,
+    declined (share of rows), {auroc, aupr, aurc} and their _low and _high, auroc_less_{reference} with _low and _high,
     and p: of no difference, two-sided, from the difference in units of its bootstrap standard deviation (as pROC does,
     Robin et al. 2011). A head that declines everywhere, or is always right or always wrong, has no row.
 
     Args:
-        metrics: columns of the traces; `baseline` is one of them.
+        metrics: columns of the traces; `reference` is one of them.
 
     Raises:
-        InvalidInputError: no head has a row, or there is no such baseline.
+        InvalidInputError: no head has a row, or there is no such reference.
     """
-    if baseline not in metrics:
-        raise InvalidInputError(f"baseline={baseline!r}: expected one of the metrics compared, {', '.join(metrics)}.")
+    if reference not in metrics:
+        raise InvalidInputError(f"reference={reference!r}: expected one of the metrics compared, {', '.join(metrics)}.")
     rows = []
     for depth, table in traces.groupby("depth"):
         spoken = table[table.head_token >= 0]
@@ -98,9 +98,9 @@ def separation(
             row = {"depth": depth, "metric": metric, "declined": 1 - len(spoken) / len(table)}
             for statistic in STATISTICS:
                 row |= percentile_interval(statistic, point[metric][statistic], drawn[metric][statistic])
-            lead = point[metric]["auroc"] - point[baseline]["auroc"]
-            difference = drawn[metric]["auroc"] - drawn[baseline]["auroc"]
-            row |= percentile_interval(f"auroc_less_{baseline}", lead, difference)
+            lead = point[metric]["auroc"] - point[reference]["auroc"]
+            difference = drawn[metric]["auroc"] - drawn[reference]["auroc"]
+            row |= percentile_interval(f"auroc_less_{reference}", lead, difference)
             spread = np.nanstd(difference)
             rows.append(row | {"p": float(2 * stats.norm.sf(abs(lead) / spread)) if spread > 0 else 1.0})
     if not rows:

@@ -20,7 +20,7 @@ def record_traces(
     heads: ExitHeads,
     sequences: Sequence[Tensor],
     *,
-    counted: Sequence[Tensor] | None = None,
+    loss_mask: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
     """One row per sequence, position and head, in that order.
@@ -31,7 +31,7 @@ def record_traces(
 
     Args:
         sequences: 1-D LongTensors, one a document; fed as they are, so drafts never condition on drafts.
-        counted: for each sequence a mask [position] of the positions to record (`Corpus.counted`); None for all.
+        loss_mask: for each sequence a mask [position] of the positions to record (`Corpus.loss_mask`); None for all.
 
     Raises:
         CorpusError: no sequences.
@@ -41,7 +41,7 @@ def record_traces(
     backbone, tables = Backbone.of(model), []
     for start in tqdm(range(0, len(sequences), batch_size), desc="recording traces", unit="batch"):
         batch = sequences[start : start + batch_size]
-        tokens, real = pad(batch, None if counted is None else counted[start : start + batch_size])
+        tokens, real = pad(batch, None if loss_mask is None else loss_mask[start : start + batch_size])
         states = backbone.states(tokens.to(model.device), [*heads.depths, backbone.n_blocks])
         real = real.to(model.device)
         teacher_token = backbone.unembed(states[backbone.n_blocks][real]).argmax(-1)
@@ -64,7 +64,7 @@ def _read(heads: ExitHeads, depth: int, hidden: Tensor, logits_at_once: int = 2*
     chunks = []
     for part in hidden.split(max(1, logits_at_once // heads.backbone.vocab_size)):
         logits = heads.logits(depth, part)
-        tokens = heads.tokens(logits)
+        tokens = heads.drafted_tokens(logits)
         scores = {m: s.masked_fill(tokens < 0, float("-inf")).float() for m, s in confidence(logits).items()}
         chunks.append({**scores, "head_token": tokens})
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "chat": ["answers", "as_prompt"],
         "reading": ["read_documents"],
-        "generation": ["write"],
+        "generation": ["generate_texts"],
         "documents": ["CorpusConfig", "read_tokenized"],
         "corpus": ["Corpus", "load_corpus"],
     },

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eelib.backbone.teacher import Lessons
+from eelib.backbone.teacher import Teacher
 from eelib.corpus.documents import SHORTEST, CorpusConfig, read_tokenized, write_documents
 from eelib.errors import CorpusError
 from eelib.workspace import atomic_write
@@ -28,7 +28,7 @@ begins with a given prompt is for training, since others begin with the same."""
 class Corpus:
     """Three disjoint lists of sequences, each a 1-D LongTensor, and what they were made of.
 
-    counted: per split and sequence the positions that count, a mask as long as the sequence. A position stands for
+    loss_mask: per split and sequence the positions that count, a mask as long as the sequence. A position stands for
     what is said next; where a chat template goes on by itself, that says nothing about a head.
     written: documents before duplicates were dropped.
     """
@@ -36,16 +36,16 @@ class Corpus:
     train: list[Tensor]
     calibration: list[Tensor]
     test: list[Tensor]
-    counted: dict[str, list[Tensor]]
+    loss_mask: dict[str, list[Tensor]]
     written: int
     made_of: dict = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Writes train.parquet, calibration.parquet, test.parquet (columns `tokens`, `counted`) and corpus.json."""
+        """Writes train.parquet, calibration.parquet, test.parquet (columns `tokens`, `loss_mask`) and corpus.json."""
         folder = Path(folder)
         for split in SPLITS:
             tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
-            table = pd.DataFrame({"tokens": tokens, "counted": [mask.numpy() for mask in self.counted[split]]})
+            table = pd.DataFrame({"tokens": tokens, "loss_mask": [mask.numpy() for mask in self.loss_mask[split]]})
             with atomic_write(folder / f"{split}.parquet") as path:
                 table.to_parquet(path)
         with atomic_write(folder / "corpus.json") as path:
@@ -63,28 +63,28 @@ class Corpus:
                 "`Corpus.save` writes it."
             )
         tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in SPLITS}
-        if any("counted" not in table for table in tables.values()):
+        if any("loss_mask" not in table for table in tables.values()):
             raise CorpusError(
                 f"The corpus in {folder} does not say which positions count: make it anew with `eelib.load_corpus`."
             )
         splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
-        counted = {s: [torch.from_numpy(mask.copy()) for mask in table.counted] for s, table in tables.items()}
-        return cls(**splits, counted=counted, **json.loads((folder / "corpus.json").read_text()))
+        loss_mask = {s: [torch.from_numpy(mask.copy()) for mask in table.loss_mask] for s, table in tables.items()}
+        return cls(**splits, loss_mask=loss_mask, **json.loads((folder / "corpus.json").read_text()))
 
     def report(self) -> pd.DataFrame:
         """What each split holds, one row each: documents, duplicates dropped (over all splits, before splitting),
-        tokens, counted tokens, different tokens, and the share of counted tokens that repeat: the last of eight
-        tokens that stood in the same document before.
+        tokens, loss_tokens (those that the loss mask lets through), different tokens, and the share of loss_tokens that
+        repeat: the last of eight tokens that stood in the same document before.
         """
         rows, kept = [], sum(len(getattr(self, split)) for split in SPLITS)
         for split in SPLITS:
-            texts, masks = getattr(self, split), self.counted[split]
-            counted = sum(int(mask.sum()) for mask in masks)
+            texts, masks = getattr(self, split), self.loss_mask[split]
+            loss_tokens = sum(int(mask.sum()) for mask in masks)
             repeated = sum(int((_repeats(t) & mask.numpy()).sum()) for t, mask in zip(texts, masks, strict=True))
             rows.append({
                 "split": split, "documents": len(texts), "duplicates": self.written - kept,
-                "tokens": sum(map(len, texts)), "counted": counted, "different": len(torch.cat(texts).unique()),
-                "repeated": repeated / max(counted, 1),
+                "tokens": sum(map(len, texts)), "loss_tokens": loss_tokens, "different": len(torch.cat(texts).unique()),
+                "repeated": repeated / max(loss_tokens, 1),
             })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -94,25 +94,25 @@ def load_corpus(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     scratch: str | Path | None = None,
-    lessons: Lessons | None = None,
+    teacher: Teacher | None = None,
 ) -> Corpus:
     """The corpus that `config` describes, duplicates dropped, split by document.
 
     Args:
         scratch: folder for the finished batches of self-generation, which a later call with the same config goes on
             from, and where several processes meet; None keeps nothing.
-        lessons: where to keep what the model says of its own text while it writes it, so that it need not be asked
+        teacher: where to cache the outputs on the model's own text while it writes it, so that it need not be run
             again for training.
 
     Raises:
         CorpusError: no document, one that cannot be read, fewer than asked for, or a split that stays empty.
-        LessonsError: there is no room to keep the lessons.
+        TeacherError: there is no room to cache the outputs.
     """
     if config.source == "self":
-        documents = write_documents(config, model, tokenizer, None if scratch is None else Path(scratch), lessons)
+        documents = write_documents(config, model, tokenizer, None if scratch is None else Path(scratch), teacher)
     else:
         documents = read_tokenized(config, tokenizer)
-    splits, counted = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
+    splits, loss_mask = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
     seen, written = set(), 0
     for document, mask, shared in documents:
         written += 1
@@ -121,7 +121,7 @@ def load_corpus(
             seen.add(digest)
             split = "train" if shared else _split_of(digest)
             splits[split].append(document)
-            counted[split].append(mask)
+            loss_mask[split].append(mask)
     if config.documents is not None and written < config.documents:
         raise CorpusError(
             f"{config.source!r} ran out: it has {written} documents of at least {SHORTEST} tokens, and "
@@ -134,7 +134,7 @@ def load_corpus(
             f"{' and no '.join(empty)} text: give more documents."
         )
     made_of = {**asdict(config), "temperatures": [*config.temperatures], "model": model.config._name_or_path}
-    return Corpus(**splits, counted=counted, written=written, made_of=made_of)
+    return Corpus(**splits, loss_mask=loss_mask, written=written, made_of=made_of)
 
 
 def _split_of(digest: bytes) -> str:

@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eelib.backbone.int8 import int8_pays
-from eelib.backbone.teacher import Lessons
+from eelib.backbone.teacher import Teacher
 from eelib.corpus.chat import Turns
-from eelib.corpus.generation import write
+from eelib.corpus.generation import generate_texts
 from eelib.corpus.prompts import Opening, given_prompts, invent_prompts, openings
 from eelib.corpus.reading import read_documents
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.workspace import atomic_write
 
-COUNTED = ("answers", "words")
+LOSS_ON = ("answers", "words")
 
 SHORTEST = 16  # tokens; a shorter document says little about the model
 
@@ -44,10 +44,10 @@ class CorpusConfig:
         one with a prompt of its own that was made up like those, and one with what the model makes up from nothing.
     prompt_temperature: of the user's words where the model makes them up.
     prompt_length: those are cut off after so many tokens, and prompts made up like given ones that are longer dropped.
-    counted: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
+    loss_on: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
         where it speaks at all, its user's words too ("words"). What a chat template puts in never counts.
     batch_size: documents written at once.
-    int8: an eight-bit copy of the model writes (and says what is kept as lessons) where that is quicker.
+    int8: an eight-bit copy of the model writes (and gives the teacher outputs) where that is quicker.
     seed: of the sampling.
     """
 
@@ -59,7 +59,7 @@ class CorpusConfig:
     invent: bool = False
     prompt_temperature: float = 1.0
     prompt_length: int = 64
-    counted: str = "answers"
+    loss_on: str = "answers"
     batch_size: int = 256
     int8: bool = False
     seed: int = 0
@@ -80,23 +80,23 @@ class CorpusConfig:
             raise InvalidInputError(
                 f"prompt_temperature={self.prompt_temperature}: expected a positive number, or all texts are the same."
             )
-        if self.counted not in COUNTED:
-            raise InvalidInputError(f"counted={self.counted!r}: expected one of {', '.join(COUNTED)}.")
+        if self.loss_on not in LOSS_ON:
+            raise InvalidInputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSS_ON)}.")
         for name in ("prompt_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
 
 
 class Document(NamedTuple):
-    """tokens: [position]. counted: [position], which count. shared: other documents begin with the same words."""
+    """tokens: [position]. loss_mask: [position], which count. shared: other documents begin with the same words."""
 
     tokens: Tensor
-    counted: Tensor
+    loss_mask: Tensor
     shared: bool
 
 
 def write_documents(
-    config: CorpusConfig, model, tokenizer, scratch: Path | None, lessons: Lessons | None
+    config: CorpusConfig, model, tokenizer, scratch: Path | None, teacher: Teacher | None
 ) -> Iterator[Document]:
     """The documents that the model writes: batch by batch, each kept in `scratch` if there is one."""
     turns, state = Turns.of(tokenizer), PartialState()
@@ -116,21 +116,21 @@ def write_documents(
     starts = range(0, config.documents, config.batch_size)
     shards = [None if name is None else Path(f"{name}-{start:06d}.npz") for start in starts]
     mine = range(state.process_index, len(starts), state.num_processes)
-    if lessons is not None:
+    if teacher is not None:
         missing = sum(1 for shard in shards if shard is None or not shard.is_file())
-        lessons.announce(missing * config.batch_size * config.length)
+        teacher.announce(missing * config.batch_size * config.length)
     batches = {}
     for i in tqdm(mine, desc="writing text", unit="batch", disable=not state.is_main_process):
         if shards[i] is None or not shards[i].is_file():
             batch = begun[starts[i] : starts[i] + config.batch_size]
-            batches[i] = _write_batch(config, model, turns, batch, starts[i], lessons)
+            batches[i] = _write_batch(config, model, turns, batch, starts[i], teacher)
             if shards[i] is not None:
                 with atomic_write(shards[i]) as path:
                     np.savez(path, *batches.pop(i))
     state.wait_for_everyone()
     for i, shard in enumerate(shards):
-        tokens, counted = batches[i] if i in batches else np.load(shard).values()
-        for document, mask, opening in zip(tokens, counted, begun[starts[i] :], strict=False):
+        tokens, loss_mask = batches[i] if i in batches else np.load(shard).values()
+        for document, mask, opening in zip(tokens, loss_mask, begun[starts[i] :], strict=False):
             yield Document(torch.from_numpy(document), torch.from_numpy(mask), opening.shared)
 
 
@@ -151,20 +151,20 @@ def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: in
 
 
 def _write_batch(
-    config: CorpusConfig, model, turns: Turns, begun: Sequence[Opening], start: int, lessons: Lessons | None
+    config: CorpusConfig, model, turns: Turns, begun: Sequence[Opening], start: int, teacher: Teacher | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and counted positions of the documents from number `start` on, which begin so; [row, position]."""
     generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
-    text = write(
+    text = generate_texts(
         model, turns, config.length, [opening.temperature for opening in begun], config.prompt_temperature,
-        config.prompt_length, generator, depths=() if lessons is None else lessons.depths,
+        config.prompt_length, generator, depths=() if teacher is None else teacher.depths,
         prompts=[opening.words for opening in begun], int8=config.int8 and int8_pays(model.device),
     )  # fmt: skip
-    counted = text.said_by_model if config.counted == "answers" else text.said_by_model | text.said_by_user
-    if lessons is not None:
-        for row, mask in enumerate(counted):
-            lessons.store(text.tokens[row], mask, text.lessons.at(row, mask))
-    return text.tokens.numpy(), counted.numpy()
+    loss_mask = text.by_model if config.loss_on == "answers" else text.by_model | text.by_user
+    if teacher is not None:
+        for row, mask in enumerate(loss_mask):
+            teacher.store(text.tokens[row], mask, text.teacher_outputs.of_row(row, mask))
+    return text.tokens.numpy(), loss_mask.numpy()
 
 
 def read_tokenized(config: CorpusConfig, tokenizer) -> Iterator[Document]:

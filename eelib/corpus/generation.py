@@ -18,15 +18,15 @@ from eelib.backbone.int8 import with_int8
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.probing import with_attention
 from eelib.backbone.segments import Backbone, pad
-from eelib.backbone.teacher import Lesson
+from eelib.backbone.teacher import TeacherOutputs
 from eelib.corpus.chat import Turns
 
 _ATTENTION = "eelib_one_query"
 _LARGEST = 2**20  # logits at once: memory for larger arrays is fetched anew each time, which costs more
 
 
-class LessonBuffer:
-    """The lessons on a batch of texts of the same length, filled position by position. States are in bfloat16."""
+class TeacherBuffer:
+    """Teacher outputs on texts of the same length, filled position by position; states in bfloat16."""
 
     def __init__(self, backbone: Backbone, depths: Sequence[int], rows: int, length: int):
         width, dtype = backbone.unembedding.weight.shape[1], backbone.model.dtype
@@ -35,39 +35,39 @@ class LessonBuffer:
         }
         self._final = torch.empty(rows, length, width, dtype=dtype)
         self._log_normaliser = torch.empty(rows, length)
-        self._choice = torch.empty(rows, length, dtype=torch.long)
+        self._argmax = torch.empty(rows, length, dtype=torch.long)
 
-    def put(self, position: int, lesson: Lesson) -> None:
+    def put(self, position: int, outputs: TeacherOutputs) -> None:
         """What the model says at one position of every row."""
-        for depth, state in lesson.states.items():
+        for depth, state in outputs.states.items():
             self._states[depth][:, position] = state
-        self._final[:, position] = lesson.final
-        self._log_normaliser[:, position] = lesson.log_normaliser
-        self._choice[:, position] = lesson.choice
+        self._final[:, position] = outputs.final
+        self._log_normaliser[:, position] = outputs.log_normaliser
+        self._argmax[:, position] = outputs.argmax
 
-    def at(self, row: int, counted: Bool[Tensor, " position"]) -> Lesson:
-        """The lesson on the positions of one text that count."""
-        states = {depth: state[row, counted] for depth, state in self._states.items()}
-        rest = (part[row, counted] for part in (self._final, self._log_normaliser, self._choice))
-        return Lesson(states, *rest)
+    def of_row(self, row: int, loss_mask: Bool[Tensor, " position"]) -> TeacherOutputs:
+        """The outputs on the positions of one text that count."""
+        states = {depth: state[row, loss_mask] for depth, state in self._states.items()}
+        rest = (part[row, loss_mask] for part in (self._final, self._log_normaliser, self._argmax))
+        return TeacherOutputs(states, *rest)
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedTexts:
     """A batch of texts.
 
-    tokens: [row, position]. said_by_model, said_by_user: at which positions the next token is chosen by the model in
-    that role; at the others it is the template's, or given. lessons: what the model said on the way, if that was kept.
+    tokens: [row, position]. by_model, by_user: at which positions the next token is chosen by the model in
+    that role; at the others it is the template's, or given. teacher_outputs: the model's on the way, if asked for.
     """
 
     tokens: Int[Tensor, "row position"]
-    said_by_model: Bool[Tensor, "row position"]
-    said_by_user: Bool[Tensor, "row position"]
-    lessons: LessonBuffer | None
+    by_model: Bool[Tensor, "row position"]
+    by_user: Bool[Tensor, "row position"]
+    teacher_outputs: TeacherBuffer | None
 
 
 @torch.no_grad()
-def write(
+def generate_texts(
     model: PreTrainedModel,
     turns: Turns,
     length: int,
@@ -78,7 +78,7 @@ def write(
     depths: Sequence[int] = (),
     prompts: Sequence[Sequence[int]] = (),
     int8: bool = False,
-) -> Written:
+) -> GeneratedTexts:
     """One text a row, of `length` tokens, that the model makes up: the user's words, its answer, the next question.
 
     Args:
@@ -87,7 +87,7 @@ def write(
         temperatures: of each row's answers; 0 is greedy.
         prompt_temperature: of the user's words in every row.
         prompt_length: the user's words are cut off after so many tokens.
-        depths: where to keep the hidden states, for lessons.
+        depths: where to keep the hidden states, for teacher outputs.
         prompts: for each row the tokens that its user begins with; where there are none, the model makes them up.
         int8: an eight-bit copy of the model writes (and teaches, if there are `depths`), its keys and values kept in
             bfloat16. For a CPU.
@@ -102,8 +102,8 @@ def write(
     of_answers = torch.tensor(temperatures, device=device)
     of_prompts = torch.full((rows,), prompt_temperature, device=device)
     tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
-    said_by_model, said_by_user = torch.zeros(2, rows, length, dtype=torch.bool, device=device)
-    kept = LessonBuffer(backbone, depths, rows, length) if depths else None
+    by_model, by_user = torch.zeros(2, rows, length, dtype=torch.bool, device=device)
+    kept = TeacherBuffer(backbone, depths, rows, length) if depths else None
     at, fed = len(turns.opening), torch.tensor([turns.opening], device=device)
     tokens[:, :at] = fed
     for position in range(at - 1, length):
@@ -115,17 +115,17 @@ def write(
         if len(fed) < rows:  # the opening is the same in every row
             cache.batch_repeat_interleave(rows)
         sides.begin()
-        said_by_model[:, position] = sides.speaking & sides.answering
-        said_by_user[:, position] = sides.speaking & ~sides.answering & ~sides.reciting
+        by_model[:, position] = sides.speaking & sides.answering
+        by_user[:, position] = sides.speaking & ~sides.answering & ~sides.reciting
         final = backbone.normalise(states.pop(backbone.n_blocks))
         temperature = torch.where(sides.answering, of_answers, of_prompts)
         drawn, best, log_normaliser = _choose(backbone, unembedding, final, temperature, generator)
         if kept is not None:
-            kept.put(position, Lesson(states, final, log_normaliser, best))
+            kept.put(position, TeacherOutputs(states, final, log_normaliser, best))
         if position + 1 < length:
             tokens[:, position + 1] = sides.take(drawn)
             fed = tokens[:, position + 1, None]
-    return Written(tokens.cpu(), said_by_model.cpu(), said_by_user.cpu(), kept)
+    return GeneratedTexts(tokens.cpu(), by_model.cpu(), by_user.cpu(), kept)
 
 
 class _Sides:
@@ -189,12 +189,12 @@ def _choose(
     """A token for each row, the most likely one, and the log normaliser, for a few rows at once."""
     parts, rows = [], max(1, _LARGEST // backbone.vocab_size)
     for some, warmth in zip(final.split(rows), temperature.split(rows), strict=True):
-        logits = backbone.finish(unembedding(some)).float()
-        parts.append((*draw(logits, warmth, generator), logits.logsumexp(-1)))
+        logits = backbone.postprocess(unembedding(some)).float()
+        parts.append((*sample_tokens(logits, warmth, generator), logits.logsumexp(-1)))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def draw(
+def sample_tokens(
     logits: Float[Tensor, "row vocab"], temperature: Float[Tensor, " row"], generator: torch.Generator, chunk: int = 256
 ) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
     """A token for each row from softmax(logits / temperature), the most likely one where the temperature is 0; and the

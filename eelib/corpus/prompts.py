@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.corpus.chat import Turns
-from eelib.corpus.generation import write
+from eelib.corpus.generation import generate_texts
 from eelib.corpus.reading import read_documents
 from eelib.errors import CorpusError
 
@@ -93,7 +93,7 @@ def invent_prompts(
             some = [examples[(first + i) % len(examples)] for i in range(min(_EXAMPLES, len(examples)))]
             opening = tokenizer("\n".join([*(f"- {text}" for text in some), "-"])).input_ids
             rows = min(_ROWS, 32 + (count - len(found)) * 5 // 4)  # about four of five will do
-            text = write(
+            text = generate_texts(
                 model, Turns(tuple(opening), (), (), frozenset()), len(opening) + most + 1, [_TEMPERATURE] * rows,
                 _TEMPERATURE, 1, generator, int8=int8,
             )  # fmt: skip

@@ -7,11 +7,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["engine", "options", "session", "policies", "sampling", "frontier", "bitwise", "lossless", "monitor"],
     submod_attrs={
         "engine": ["custom_generate", "generate"],
-        "session": ["DecodingOutput", "DecodingStats", "Session"],
+        "session": ["DecodingCall", "DecodingOutput", "DecodingStats", "Session"],
         "policies": ["Confidence", "FixedExit", "Never", "Policy"],
         "frontier": ["Frontier"],
         "bitwise": ["RowExact"],
-        "lossless": ["first_difference", "verify_lossless"],
+        "lossless": ["first_mismatch", "verify_lossless"],
         "monitor": ["ExitMonitor"],
     },
 )

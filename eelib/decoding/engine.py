@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
-from eelib.decoding.session import DecodingOutput, Session
+from eelib.decoding.session import DecodingCall, DecodingOutput, Session
 from eelib.errors import InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 
@@ -30,7 +30,7 @@ def generate(
     verify: bool = True,
     exact: bool = False,
     streamer: BaseStreamer | None = None,
-    session: "Callable[..., Session] | None" = None,
+    session: Callable[[DecodingCall], Session] = Session,
     **generate_kwargs,
 ) -> DecodingOutput:
     """Decodes one sequence with early exits.
@@ -43,7 +43,7 @@ def generate(
         exact: verify with the bits that decoding one token at a time has (`eelib.decoding.bitwise`), so that also in
             bfloat16 not even a near-tie falls the other way.
         streamer: gets the prompt and each token once it is final, and `.end()` in any case.
-        session: another way to go from token to token than this engine's (see `eelib.baselines`).
+        session: another way to go from token to token: a subclass of `Session`, as in `eelib.baselines`.
         generate_kwargs: transformers' own (max_new_tokens, do_sample, temperature, eos_token_id, stop_strings with
             tokenizer, attention_mask, logits_processor, stopping_criteria, generation_config, ...);
             what is not given comes from `model.generation_config`. Processors must be functions of prefix and scores,
@@ -55,8 +55,8 @@ def generate(
     """
 
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-        return (session or Session)(model, input_ids, *given, heads, policy, exact).decode(verify, streamer)
+        made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+        return session(DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer)).decode()
 
     return model.generate(input_ids, custom_generate=engine, **prepared(model, generate_kwargs))
 
@@ -81,6 +81,6 @@ def custom_generate(
     """
     if policy is None:
         raise InvalidInputError("custom_generate needs policy=..., for example eelib.FixedExit(6, 4).")
-    given = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-    output = Session(model, input_ids, *given, heads, policy, exact).decode(verify, None)
+    made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+    output = Session(DecodingCall(model, input_ids, policy, heads, *made, verify, exact)).decode()
     return output if generation_config.return_dict_in_generate else output.sequences

@@ -37,7 +37,7 @@ def verify_lossless(
         policy: one, or several by name, all compared with one and the same text of the model's own.
         exact: as in `eelib.generate`.
 
-    Columns: prompt; policy; tokens (emitted by the model); equal; first_difference (index among the new tokens; -1 when
+    Columns: prompt; policy; tokens (emitted by the model); equal; first_mismatch (index among the new tokens; -1 when
     equal); gap (of the model's two best logits there, from a plain pass over the common prefix); rounding (one unit
     of the type's rounding at the best logit's size); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding); drafted;
     accepted.
@@ -48,14 +48,14 @@ def verify_lossless(
         own = model.generate(prompt, **{"do_sample": False, **generate_kwargs})[0]
         for name, one in policies.items():
             out = generate(model, prompt, heads=heads, policy=one, exact=exact, **generate_kwargs)
-            found = first_difference(model, prompt.shape[1], out.sequences[0], own)
+            found = first_mismatch(model, prompt.shape[1], out.sequences[0], own)
             counts = {"drafted": out.stats.drafted, "accepted": out.stats.accepted}
             rows.append({"prompt": index, "policy": name, **found, **counts})
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def first_difference(
+def first_mismatch(
     model: PreTrainedModel, prompt_length: int, ours: Int[Tensor, " ours"], own: Int[Tensor, " own"]
 ) -> dict[str, int | float | bool]:
     """Where two texts after one prompt part, and whether that is a near-tie; the columns of `verify_lossless`.
@@ -69,7 +69,7 @@ def first_difference(
 
 def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor) -> dict:
     if torch.equal(ours, own):
-        return {"first_difference": -1, "gap": float("nan"), "rounding": float("nan"), "near_tie": False}
+        return {"first_mismatch": -1, "gap": float("nan"), "rounding": float("nan"), "near_tie": False}
     common = min(len(ours), len(own))
     differing = (ours[:common] != own[:common]).nonzero()
     at = differing[0].item() if len(differing) else common
@@ -78,4 +78,4 @@ def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor) 
     gap = (best[0] - best[1]).item()
     rounding = torch.finfo(model.dtype).eps * best[0].abs().item()
     near_tie = gap <= NEAR_TIE_ROUNDINGS * rounding
-    return {"first_difference": at - prompt_length, "gap": gap, "rounding": rounding, "near_tie": near_tie}
+    return {"first_mismatch": at - prompt_length, "gap": gap, "rounding": rounding, "near_tie": near_tie}

@@ -24,7 +24,7 @@ class Policy:
     Sampling stays unbiased as long as every answer depends on the prefix and on earlier rounds only.
     """
 
-    def cuts(self, head_depths: Sequence[int]) -> tuple[int, ...]:
+    def exit_depths(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         """The depths, ascending, at which a head may be asked. Where the heads given have none, the model's own norm
         and unembedding read the state. The number of blocks may be among them: the full model speaks there.
 
@@ -85,7 +85,7 @@ class FixedExit(Policy):
         check_positive("depth", self.depth)
         check_positive("draft_length", self.draft_length)
 
-    def cuts(self, head_depths: Sequence[int]) -> tuple[int, ...]:
+    def exit_depths(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         if self.depth not in head_depths:
             raise HeadsError(f"FixedExit(depth={self.depth}): the heads given are at depths {list(head_depths)}.")
         return (self.depth,)
@@ -159,7 +159,7 @@ class Confidence(Policy):
                 f"{'a model without heads' if found is None else found[:12]}: calibrate anew on traces of these heads."
             )
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         if len(self.thresholds) != len(head_depths):
             raise HeadsError(
                 f"{len(self.thresholds)} thresholds for {len(head_depths)} heads at depths {list(head_depths)}: "

@@ -1,17 +1,20 @@
-"""One call of the decoding engine, token by token: heads draft, the full model verifies, the books are kept."""
+"""One call of the decoding engine, token by token: heads draft, the full model verifies, and everything is counted."""
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from eelib.backbone.segments import Backbone
 from eelib.decoding.frontier import Frontier
 from eelib.decoding.options import attended
+from eelib.decoding.policies import Policy
 from eelib.decoding.sampling import Draft, Greedy, Sampling
 from eelib.errors import HeadsError, UnsupportedError
 from eelib.heads.exit_heads import ExitHeads
@@ -25,10 +28,12 @@ TRACE_COLUMNS = ("round", "position", "token_id", "depth", "score", "drafted", "
 class DecodingStats:
     """What one call did.
 
-    emitted: new tokens. drafted, accepted: drafts made, and those that the full model confirmed. rounds:
-    verifications (prefill is none). block_positions, block_calls: positions that passed each block, in how many calls.
-    head_positions: positions at which the head of each depth was asked, also when it declined. seconds: wall-clock,
-    prefill included.
+    emitted: new tokens.
+    drafted, accepted: drafts made, and those that the full model confirmed.
+    rounds: verifications; prefill is none.
+    block_positions, block_calls: positions that passed each block, and in how many calls.
+    head_positions: positions at which the head of each depth was asked, also when it declined.
+    seconds: wall-clock, prefill included.
     """
 
     emitted: int
@@ -52,8 +57,11 @@ class DecodingStats:
 
 @dataclass(frozen=True)
 class DecodingOutput:
-    """sequences: [1, prompt + new]. trace: one row per emitted or rejected token, with the round (0 = prefill), its
-    position, token_id, depth (the number of blocks = the full model spoke), score of the exit, drafted, accepted.
+    """What `generate` returns.
+
+    sequences: [1, prompt + new].
+    trace: one row per emitted or rejected token: round (0 = prefill), position, token_id, depth (the number of blocks =
+        the full model spoke), score of the exit, drafted, accepted.
     stats: what it took.
     """
 
@@ -62,49 +70,95 @@ class DecodingOutput:
     stats: DecodingStats
 
 
+@dataclass(frozen=True)
+class DecodingCall:
+    """What one call is given, once transformers has made configs, processors and stopping criteria of its arguments.
+
+    model: the full model.
+    input_ids: the prompt, [1, position].
+    policy: where to exit and when to stop drafting.
+    heads: trained heads; None for the logit lens.
+    logits_processor, stopping_criteria, generation_config: transformers' own.
+    model_kwargs: what else transformers hands a custom `generate` (attention_mask, past_key_values, ...).
+    verify: whether exits are drafts that the full model verifies, or final.
+    exact: whether verification has the bits of decoding one token at a time.
+    streamer: gets the prompt and each token once it is final.
+    """
+
+    model: PreTrainedModel
+    input_ids: Int[Tensor, "batch position"]
+    policy: Policy
+    heads: ExitHeads | None
+    logits_processor: LogitsProcessorList
+    stopping_criteria: StoppingCriteriaList
+    generation_config: GenerationConfig
+    model_kwargs: dict[str, Any]
+    verify: bool = True
+    exact: bool = False
+    streamer: BaseStreamer | None = None
+
+
 class Session:
-    """One call: a frontier, the tokens so far, and the books. Peers that go another way override what differs."""
+    """State of one `generate` call. Subclass it, and override a hook, to change how tokens are drafted or verified.
 
-    frontier_type = Frontier
+    A round of self-speculative decoding:
 
-    def __init__(self, model, input_ids, processors, stops, config, model_kwargs, heads, policy, exact):
-        self.backbone = Backbone.of(model)
-        self.read = attended(input_ids, config, model_kwargs)
-        self.unread = int((~self.read).sum())
-        if self.unread and exact:
+    1. `feed` hands the newest token to the frontier, and `draft` takes it up from exit to exit until a head speaks; the
+       same for that draft, until no head speaks or the policy's limit is reached.
+    2. `verify` runs all that waits at the exits to the end: the full model's logits for every draft, in one pass.
+    3. Drafts are accepted up to the first one that the full model would not have said; its own token follows.
+    4. `emit` makes each of these final; what was drafted behind them is rolled back.
+
+    Without verification a step is `feed`, `draft`, and `emit` at once; where no head speaks, `emit_full`.
+
+    Hooks: `make_frontier`, `feed`, `draft`, `ask`, `verify`, `emit`, `emit_full`.
+
+    Attributes:
+        call: what `generate` was given.
+        backbone, frontier, policy: the frozen model, how far each position has got in it, and who decides.
+        policy_state: the policy's own, of this call.
+        exit_depths: where heads may be asked, ascending; `heads[depth]` is the one there.
+        tokens: prompt and all final tokens, [1, position].
+    """
+
+    def __init__(self, call: DecodingCall):
+        self.call, self.policy = call, call.policy
+        self.backbone = Backbone.of(call.model)
+        self._read = attended(call.input_ids, call.generation_config, call.model_kwargs)
+        self._unread = int((~self._read).sum())
+        if self._unread and call.exact:
             raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
-        if heads is not None and heads.backbone is not self.backbone:
+        if call.heads is not None and call.heads.backbone is not self.backbone:
             raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
+        self.policy.check(call.heads)
         n_blocks = self.backbone.n_blocks
-        policy.check(heads)
-        head_depths = heads.depths if heads is not None else tuple(range(1, n_blocks))
-        self.cuts = tuple(depth for depth in policy.cuts(head_depths) if depth != n_blocks)
-        own = [depth for depth in self.cuts if heads is None or depth not in heads.depths]
-        lens = ExitHeads.init(model, own, "none") if own else None
-        self.heads = {depth: lens if depth in own else heads for depth in self.cuts}
-        self.policy, self.processors, self.stops = policy, processors, stops
-        self.rule = Sampling() if config.do_sample else Greedy()
-        self.plain = not config.do_sample and not processors
-        self.state = policy.start(input_ids, head_depths)
-        self.tokens = input_ids.to(model.device)  # [1, position], all final
-        capacity = min(config.max_length, self.tokens.shape[1] + _ROOM)
-        self.frontier = self.frontier_type(self.backbone, self.cuts, capacity, exact)
-        if any(self.frontier.cache.windows) and (self.read.int().diff() < 0).any():
+        head_depths = call.heads.depths if call.heads is not None else tuple(range(1, n_blocks))
+        self.exit_depths = tuple(depth for depth in self.policy.exit_depths(head_depths) if depth != n_blocks)
+        lens_depths = [depth for depth in self.exit_depths if call.heads is None or depth not in call.heads.depths]
+        lens = ExitHeads.init(call.model, lens_depths, "none") if lens_depths else None
+        self.heads = {depth: lens if depth in lens_depths else call.heads for depth in self.exit_depths}
+        self.rule = Sampling() if call.generation_config.do_sample else Greedy()
+        self._argmax_only = not call.generation_config.do_sample and not call.logits_processor
+        self.policy_state = self.policy.start(call.input_ids, head_depths)
+        self.tokens = call.input_ids.to(call.model.device)
+        self.frontier = self.make_frontier(min(call.generation_config.max_length, self.tokens.shape[1] + _ROOM))
+        if any(self.frontier.cache.windows) and (self._read.int().diff() < 0).any():
             raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
-        self.head_positions = dict.fromkeys(self.cuts, 0)
+        self.head_positions = dict.fromkeys(self.exit_depths, 0)
         self.drafted = self.accepted = self.rounds = 0
-        self.rows: list[tuple] = []
-        self.ended = self.tokens.shape[1] >= config.max_length
+        self._rows: list[tuple] = []
+        self.ended = self.tokens.shape[1] >= call.generation_config.max_length
 
-    def decode(self, verify: bool, streamer: BaseStreamer | None) -> DecodingOutput:
-        started, prompt_length = time.perf_counter(), self.tokens.shape[1]
-        self.put = streamer.put if streamer is not None else lambda tokens: None
+    def decode(self) -> DecodingOutput:
+        """Decodes to the end."""
+        started, prompt_length, streamer = time.perf_counter(), self.tokens.shape[1], self.call.streamer
+        self._put = streamer.put if streamer is not None else lambda tokens: None
         try:
-            self.put(self.tokens.cpu())
+            self._put(self.tokens.cpu())
             if not self.ended:
-                self.frontier.feed(self.tokens[:, self.read])
-                self._emit_own()
-            advance = self._round if verify else self._step
+                self.frontier.feed(self.tokens[:, self._read])
+                self.emit_full()
+            advance = self._round if self.call.verify else self._step
             while not self.ended:
                 advance()
         finally:
@@ -120,15 +174,76 @@ class Session:
             head_positions=self.head_positions,
             seconds=time.perf_counter() - started,
         )
-        return DecodingOutput(self.tokens, pd.DataFrame(self.rows, columns=list(TRACE_COLUMNS)), stats)
+        return DecodingOutput(self.tokens, pd.DataFrame(self._rows, columns=list(TRACE_COLUMNS)), stats)
+
+    def make_frontier(self, capacity: int) -> Frontier:
+        """The frontier of this call, with room for so many positions at first."""
+        return Frontier(self.backbone, self.exit_depths, capacity, self.call.exact)
+
+    def feed(self, prefix: Int[Tensor, "1 position"]) -> None:
+        """Hands the newest token of the text to the frontier."""
+        self.frontier.feed(prefix[:, -1:])
+
+    def draft(self, prefix: Int[Tensor, "1 position"]) -> Draft | None:
+        """Takes the newest position up, exit by exit, until a head speaks; None when none does."""
+        position = prefix.shape[1] - 1
+        for segment, depth in enumerate(self.exit_depths):
+            hidden = self.frontier.advance(segment)[:, -1]
+            if self.policy.asks(self.policy_state, depth, position):
+                draft = self.ask(depth, hidden, prefix)
+                if draft is not None:
+                    return draft
+        return None
+
+    def ask(self, depth: int, hidden: Float[Tensor, "1 hidden"], prefix: Int[Tensor, "1 position"]) -> Draft | None:
+        """What the head at `depth` drafts for the newest state; None where it declines or the policy goes on."""
+        logits = self.heads[depth].logits(depth, hidden)
+        self.head_positions[depth] += 1
+        token = self.heads[depth].drafted_tokens(logits).item()
+        if token < 0:
+            return None  # "other" leads: the head declines
+        exits, score = self.policy.exits(self.policy_state, depth, logits, hidden, prefix.shape[1] - 1)
+        if not exits or self._argmax_only:
+            return Draft(token, depth, score) if exits else None
+        scores = self.scores(prefix, self.heads[depth].widen(logits))
+        if not scores.isfinite().any():
+            return None  # processors left nothing that the head can draft
+        token, probabilities = self.rule.draw(scores)
+        return Draft(token, depth, score, probabilities)
+
+    def verify(self, prefix: Int[Tensor, "1 position"]) -> Float[Tensor, "state vocab"]:
+        """The full model's logits at every state that waits; prefix: the text with all drafts."""
+        return self.frontier.unembed(self.frontier.complete())[0]
+
+    def emit(self, token: int, draft: Draft | None = None, drafted: bool = False) -> None:
+        """Makes a token final.
+
+        Args:
+            draft: where a head spoke; None for the full model.
+            drafted: whether the full model has verified that draft.
+        """
+        self._note(self.tokens.shape[1], token, draft, drafted, accepted=drafted)
+        self.tokens = _append(self.tokens, token)
+        self._put(self.tokens[:, -1].cpu())
+        self.ended = self._ends(self.tokens)
+
+    def emit_full(self) -> None:
+        """Takes every position to the end; the full model speaks."""
+        logits = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
+        self.emit(self.rule.draw(self.scores(self.tokens, logits))[0])
+
+    def scores(self, prefix: Int[Tensor, "1 position"], logits: Float[Tensor, "1 vocab"]) -> Float[Tensor, "1 vocab"]:
+        """What a token is chosen by: a float32 copy of the logits, as in transformers, through the processors."""
+        scores = logits.to(torch.float32, copy=True)
+        return self.call.logits_processor(prefix, scores) if self.call.logits_processor else scores
 
     def _round(self) -> None:
         """Drafts, verifies all drafts in one pass, and emits the longest right prefix and the model's next token."""
-        prefix, drafts, limit = self.tokens, [], self.policy.draft_limit(self.state)
+        prefix, drafts, limit = self.tokens, [], self.policy.draft_limit(self.policy_state)
         self.rounds += 1
         while True:
-            self.frontier.feed(prefix[:, -1:])
-            draft = self._draft(prefix) if len(drafts) < limit else None
+            self.feed(prefix)
+            draft = self.draft(prefix) if len(drafts) < limit else None
             if draft is None:
                 break
             drafts.append(draft)
@@ -136,14 +251,16 @@ class Session:
             if self._ends(prefix):
                 break  # nothing can follow this draft, so it is not fed
         self.drafted += len(drafts)
-        n_accepted = self._judge(drafts, self._verify(prefix), prefix)
+        n_accepted = self._judge(drafts, self.verify(prefix), prefix)
         self.accepted += n_accepted
-        self.policy.observe(self.state, len(drafts), n_accepted)
-        self.frontier.roll_back(self.tokens.shape[1] - 1 - self.unread)  # the newest token is final, but not fed
+        self.policy.observe(self.policy_state, len(drafts), n_accepted)
+        self.frontier.roll_back(self.tokens.shape[1] - 1 - self._unread)  # the newest token is final, but not fed
 
-    def _verify(self, prefix: Tensor) -> Tensor:
-        """The model's logits [state, vocab] at every state that waits; prefix: the text with all drafts."""
-        return self.frontier.unembed(self.frontier.complete())[0]
+    def _step(self) -> None:
+        """Early exit: the first head that is sure enough speaks, and that is final."""
+        self.feed(self.tokens)
+        draft = self.draft(self.tokens)
+        self.emit(draft.token, draft) if draft is not None else self.emit_full()
 
     def _judge(self, drafts: list[Draft], logits: Tensor, prefix: Tensor) -> int:
         """Emits what stands; returns the number of accepted drafts.
@@ -152,73 +269,20 @@ class Session:
         """
         start = self.tokens.shape[1]
         for i, row in enumerate(logits):
-            scores = self._scores(prefix[:, : start + i], row[None])
+            scores = self.scores(prefix[:, : start + i], row[None])
             if i == len(drafts):
-                self._emit(self.rule.draw(scores)[0])
+                self.emit(self.rule.draw(scores)[0])
                 return i
             token = self.rule.judge(drafts[i], scores)
             if token != drafts[i].token:
                 self._note_rejected(drafts[i:], start + i)
-                self._emit(token)
+                self.emit(token)
                 return i
-            self._emit(token, drafts[i], drafted=True)
+            self.emit(token, drafts[i], drafted=True)
             if self.ended:
                 self._note_rejected(drafts[i + 1 :], start + i + 1)
                 return i + 1
         return len(drafts)
-
-    def _step(self) -> None:
-        """Early exit: the first head that is sure enough speaks, and that is final."""
-        self._feed()
-        draft = self._draft(self.tokens)
-        self._emit(draft.token, draft) if draft is not None else self._emit_own()
-
-    def _feed(self) -> None:
-        """Without verification: hands the newest token in."""
-        self.frontier.feed(self.tokens[:, -1:])
-
-    def _draft(self, prefix: Tensor) -> Draft | None:
-        """Takes the newest position up, exit by exit, until a head speaks; None when none does."""
-        position = prefix.shape[1] - 1
-        for segment, depth in enumerate(self.cuts):
-            hidden = self.frontier.advance(segment)[:, -1]
-            if self.policy.asks(self.state, depth, position):
-                draft = self._ask(depth, hidden, prefix)
-                if draft is not None:
-                    return draft
-        return None
-
-    def _ask(self, depth: int, hidden: Tensor, prefix: Tensor) -> Draft | None:
-        """What the head at `depth` drafts for the newest state; None where it declines or the policy goes on."""
-        logits = self.heads[depth].logits(depth, hidden)
-        self.head_positions[depth] += 1
-        token = self.heads[depth].tokens(logits).item()
-        if token < 0:
-            return None  # "other" leads: the head declines
-        exits, score = self.policy.exits(self.state, depth, logits, hidden, prefix.shape[1] - 1)
-        if not exits or self.plain:
-            return Draft(token, depth, score) if exits else None
-        scores = self._scores(prefix, self.heads[depth].widen(logits))
-        if not scores.isfinite().any():
-            return None  # processors left nothing that the head can draft
-        token, probabilities = self.rule.draw(scores)
-        return Draft(token, depth, score, probabilities)
-
-    def _scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
-        """What a token is chosen by, [1, vocab]: a float32 copy, as in transformers, through the processors."""
-        scores = logits.to(torch.float32, copy=True)
-        return self.processors(prefix, scores) if self.processors else scores
-
-    def _emit_own(self) -> None:
-        """Takes every position to the end; the full model speaks."""
-        logits = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
-        self._emit(self.rule.draw(self._scores(self.tokens, logits))[0])
-
-    def _emit(self, token: int, draft: Draft | None = None, drafted: bool = False) -> None:
-        self._note(self.tokens.shape[1], token, draft, drafted, accepted=drafted)
-        self.tokens = _append(self.tokens, token)
-        self.put(self.tokens[:, -1].cpu())
-        self.ended = self._ends(self.tokens)
 
     def _note_rejected(self, drafts: list[Draft], start: int) -> None:
         for position, draft in enumerate(drafts, start):
@@ -226,10 +290,10 @@ class Session:
 
     def _note(self, position: int, token: int, draft: Draft | None, drafted: bool, accepted: bool) -> None:
         depth, score = (draft.depth, draft.score) if draft else (self.backbone.n_blocks, float("nan"))
-        self.rows.append((self.rounds, position, token, depth, score, drafted, accepted))
+        self._rows.append((self.rounds, position, token, depth, score, drafted, accepted))
 
     def _ends(self, tokens: Tensor) -> bool:
-        return bool(self.stops(tokens, None).any())
+        return bool(self.call.stopping_criteria(tokens, None).any())
 
 
 def _append(tokens: Tensor, token: int) -> Tensor:

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     submod_attrs={
         "comparison": ["compare"],
-        "replay": ["replay"],
+        "replay": ["Work", "replay_policy"],
         "latency": ["Timings", "time_pieces"],
         "weight_reads": ["Costs", "costs"],
         "tuning": ["expected"],

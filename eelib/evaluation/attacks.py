@@ -51,7 +51,7 @@ def search_prompts(
     def judged(candidates: list[tuple[str, np.ndarray]], number: int) -> list[dict]:
         texts = [f"{question} {tokenizer.decode(tail)}" if len(tail) else question for question, tail in candidates]
         sequences, spoken = answers(model, tokenizer, texts, max_new_tokens)
-        tokens = HeadScores.of(record_traces(model, heads, sequences, counted=spoken), calibration.metric)
+        tokens = HeadScores.of(record_traces(model, heads, sequences, loss_mask=spoken), calibration.metric)
         exits = tokens.exits(calibration.thresholds)
         lengths = np.bincount(tokens.sequence)
         coverage = np.bincount(tokens.sequence, exits.any(axis=1)) / lengths

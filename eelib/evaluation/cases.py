@@ -155,7 +155,7 @@ def score_tokens(
             scores = {metric: torch.full(tokens.shape, float("inf")) for metric in metrics}
         else:
             wide, narrow = heads.full_logits(depth, states), heads.logits(depth, states)
-            declined = heads.tokens(narrow) < 0
+            declined = heads.drafted_tokens(narrow) < 0
             scores = {m: s.masked_fill(declined, float("-inf")) for m, s in confidence(narrow, metrics).items()}
         log_prob = wide.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         parts.append({**scores, "log_prob": log_prob, "greedy": wide.argmax(-1) == tokens})

@@ -17,29 +17,29 @@ Decoder = Callable[[Tensor], DecodingOutput | Tensor]
 
 
 def compare(
-    candidates: Mapping[str, Decoder], prompts: Sequence[Tensor], *, reference: str, repeats: int = 1
+    decoders: Mapping[str, Decoder], prompts: Sequence[Tensor], *, reference: str, repeats: int = 1
 ) -> pd.DataFrame:
-    """Decodes every prompt with every candidate, turn by turn; the first prompt warms all of them up.
+    """Decodes every prompt with every decoder, turn by turn; the first prompt warms all of them up.
 
     Returns:
-        One row per prompt, candidate and repeat: prompt, candidate, repeat, seconds, emitted, tokens_per_second,
+        One row per prompt, decoder and repeat: prompt, decoder, repeat, seconds, emitted, tokens_per_second,
         speed_ratio (to `reference` at the same prompt and repeat), equal (the tokens are the reference's), drafted,
         accepted, rounds (NaN where the decoder does not say), output (what it returned).
 
     Raises:
-        InvalidInputError: no prompts, or no candidate of the reference's name.
+        InvalidInputError: no prompts, or no decoder of the reference's name.
     """
-    if not prompts or reference not in candidates:
-        raise InvalidInputError(f"Expected prompts, and {reference!r} among the candidates {list(candidates)}.")
+    if not prompts or reference not in decoders:
+        raise InvalidInputError(f"Expected prompts, and {reference!r} among the decoders {list(decoders)}.")
     tables = []
     for number, prompt in enumerate(prompts):
-        calls = {name: (lambda decode=decode, prompt=prompt: decode(prompt)) for name, decode in candidates.items()}
+        calls = {name: (lambda decode=decode, prompt=prompt: decode(prompt)) for name, decode in decoders.items()}
         timed = interleaved(
             calls, repeats=repeats, warm_up=int(number == 0), description=f"prompt {number + 1} of {len(prompts)}"
         )
-        timed = timed.rename(columns={"result": "output"}).assign(prompt=number)
+        timed = timed.rename(columns={"candidate": "decoder", "result": "output"}).assign(prompt=number)
         sequences = [getattr(output, "sequences", output) for output in timed.output]
-        own = sequences[timed.candidate.tolist().index(reference)]
+        own = sequences[timed.decoder.tolist().index(reference)]
         timed["equal"] = [torch.equal(sequence, own) for sequence in sequences]
         timed["emitted"] = [sequence.shape[1] - prompt.shape[1] for sequence in sequences]
         tables.append(timed)
@@ -47,23 +47,23 @@ def compare(
     for name in ("drafted", "accepted", "rounds"):
         runs[name] = [getattr(getattr(output, "stats", None), name, np.nan) for output in runs.output]
     runs["tokens_per_second"] = runs.emitted / runs.seconds
-    base = runs[runs.candidate == reference][["prompt", "repeat", "tokens_per_second"]]
+    base = runs[runs.decoder == reference][["prompt", "repeat", "tokens_per_second"]]
     base = runs[["prompt", "repeat"]].merge(base, how="left").tokens_per_second
     return runs.assign(speed_ratio=runs.tokens_per_second / base)
 
 
 def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """One row a candidate: share of prompts with equal output, tokens_per_round, drafts_per_token, acceptance_rate,
+    """One row a decoder: share of prompts with equal output, tokens_per_round, drafts_per_token, acceptance_rate,
     accepted_per_round, and over prompts the medians of tokens_per_second and speed_ratio; 95% intervals from a
     bootstrap over prompts; speed_ratio_deviation, the standard deviation of the ratio's median from repeat to repeat.
     Acceptance is NaN where nothing was drafted.
     """
     rows = []
-    for name, table in runs.groupby("candidate", sort=False):
+    for name, table in runs.groupby("decoder", sort=False):
         counts = table[table.repeat == 0].fillna({"drafted": 0, "accepted": 0, "rounds": 0})
         total = counts[["emitted", "drafted", "accepted", "rounds"]].sum()
         row = {
-            "candidate": name,
+            "decoder": name,
             "equal": counts.equal.mean(),
             "tokens_per_round": (total.emitted - len(counts)) / total.rounds if total.rounds else np.nan,
             "drafts_per_token": total.drafted / total.emitted,
@@ -83,7 +83,7 @@ def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def working(decoders: Mapping[str, Decoder], prompt: Tensor) -> tuple[dict[str, Decoder], pd.DataFrame]:
-    """Tries each decoder once: those that work, and a table of the errors of the others (candidate, error), so that a
+    """Tries each decoder once: those that work, and a table of the errors of the others (decoder, error), so that a
     method that fails on a model has a row with its reason and does not end the comparison."""
     fine, failed = {}, []
     for name, decode in decoders.items():
@@ -91,14 +91,14 @@ def working(decoders: Mapping[str, Decoder], prompt: Tensor) -> tuple[dict[str, 
             decode(prompt)
             fine[name] = decode
         except Exception as error:  # whatever a method's own code raises is its result here
-            failed.append({"candidate": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
-    return fine, pd.DataFrame(failed, columns=["candidate", "error"])
+            failed.append({"decoder": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
+    return fine, pd.DataFrame(failed, columns=["decoder", "error"])
 
 
 def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, resamples: int = 2000, seed: int = 0) -> dict:
     """Acceptance rate of `ours` over that of `theirs` on the same prompts, with its 95% interval (paired bootstrap)."""
-    first = runs[runs.repeat == 0].pivot(index="prompt", columns="candidate", values=["accepted", "drafted"])
-    a, b = (first.xs(name, axis=1, level="candidate").to_numpy(float) for name in (ours, theirs))  # [prompt, 2]
+    first = runs[runs.repeat == 0].pivot(index="prompt", columns="decoder", values=["accepted", "drafted"])
+    a, b = (first.xs(name, axis=1, level="decoder").to_numpy(float) for name in (ours, theirs))  # [prompt, 2]
 
     def ratio(chosen: np.ndarray) -> float:
         (accepted, drafted), (their_accepted, their_drafted) = a[chosen].sum(0), b[chosen].sum(0)
@@ -112,6 +112,6 @@ def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, resamples: i
 def relative_speed(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:
     """Tokens per second of `ours` over those of `theirs` on the same prompts: median over prompts of medians over
     repeats, with its 95% interval."""
-    speeds = runs.groupby(["prompt", "candidate"]).tokens_per_second.median().unstack()
+    speeds = runs.groupby(["prompt", "decoder"]).tokens_per_second.median().unstack()
     value, low, high = median_interval(speeds[ours] / speeds[theirs], seed=seed)
     return {"relative_speed": value, "relative_speed_low": low, "relative_speed_high": high}

@@ -41,18 +41,18 @@ def evaluate(
 ) -> pd.DataFrame:
     """Runs `lm_eval.simple_evaluate` at each setting on the same cases, and compares each with the reference.
 
-    Settings made from one another by `EarlyExitLM.at` share their passes over multiple-choice texts.
+    Settings made from one another by `EarlyExitLM.with_thresholds` share their passes over multiple-choice texts.
 
     Args:
         settings: by name; `reference` is among them, as a rule the full model.
-        tasks, limit, metrics, options: as in `cases`.
+        tasks, limit, metrics, options: as in `run_cases`.
         seed: of the bootstrap.
 
     Returns:
         What `summarise` says of the cases.
 
     Raises:
-        As `cases` does, and InvalidInputError: no setting of the reference's name.
+        As `run_cases` does, and InvalidInputError: no setting of the reference's name.
     """
     _check_reference(settings, reference)
     loaded = list(_load(tasks, options.pop("task_manager", None)))
@@ -60,14 +60,14 @@ def evaluate(
     try:
         for lm in settings.values():
             lm._known = known
-        found = {name: cases(lm, loaded, limit, metrics=metrics, **options) for name, lm in settings.items()}
+        found = {name: run_cases(lm, loaded, limit, metrics=metrics, **options) for name, lm in settings.items()}
     finally:
         for lm in settings.values():
             lm._known = None
     return summarise(found, reference=reference, seed=seed)
 
 
-def cases(
+def run_cases(
     lm: lm_eval.api.model.LM,
     tasks: Sequence,
     limit: int | None = None,
@@ -122,7 +122,7 @@ def cases(
 
 
 def summarise(found: Mapping[str, pd.DataFrame], *, reference: str = "full", seed: int = 0) -> pd.DataFrame:
-    """Settings beside the reference on the same cases, from `cases` of each.
+    """Settings beside the reference on the same cases, from `run_cases` of each.
 
     Returns:
         One row per task, metric and setting: cases, value (the mean over cases; for `acc` the accuracy),

@@ -93,8 +93,8 @@ class EarlyExitLM(HFLM):
         self._known: dict[bytes, tuple] | None = None
         self._spent: list[tuple[int, float]] = []  # tokens and blocks of the requests just answered
 
-    def at(self, thresholds: Thresholds = None, metric: str | None = None) -> "EarlyExitLM":
-        """The same at other thresholds, by this metric or another; `at(None)` is the full model."""
+    def with_thresholds(self, thresholds: Thresholds = None, metric: str | None = None) -> "EarlyExitLM":
+        """The same at other thresholds, by this metric or another; `with_thresholds(None)` is the full model."""
         other = copy.copy(self)
         if metric is None and not isinstance(thresholds, Calibration):
             metric = self.metric
@@ -252,6 +252,6 @@ def _exits(heads: ExitHeads | None, metric: str | None, thresholds: Thresholds) 
         policy = Confidence(metric, [thresholds.get(depth) for depth in heads.depths], depths=heads.depths)
     check_thresholds(policy.metric, [t for t in policy.thresholds if t is not None and math.isfinite(t)])
     policy.check(heads)
-    policy.cuts(heads.depths)
+    policy.exit_depths(heads.depths)
     pairs = zip(heads.depths, policy.thresholds, strict=True)
     return policy.metric, {depth: float(t) for depth, t in pairs if t is not None}, policy

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from eelib.decoding.engine import generate
 from eelib.decoding.frontier import Frontier
 from eelib.decoding.policies import Confidence, FixedExit, Never
-from eelib.decoding.session import Session
+from eelib.decoding.session import DecodingCall, Session
 from eelib.errors import InvalidInputError
 from eelib.evaluation.replay import Work
 from eelib.heads.exit_heads import ExitHeads
@@ -46,7 +46,7 @@ class Timings:
 
     def with_heads(self, other: "Timings", depths: Sequence[int]) -> "Timings":
         """The same model's blocks with other heads: at each of these depths one that takes what `other`'s take on
-        average. For exits by the model's own unembedding, of which a few are timed."""
+        average. For exits by the model's logit lens, of which a few are timed."""
         seconds = float(np.mean([s for key, s in other.pieces.items() if key[0] == "head"]))
         blocks = {key: s for key, s in self.pieces.items() if key[0] != "head"}
         return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
@@ -109,7 +109,7 @@ def time_pieces(
             log: list[tuple[tuple, float]] = []
             stats = generate(
                 model, prompt, heads=heads, policy=policy, max_new_tokens=max_new_tokens if number else 8,
-                session=lambda *given, log=log: _Timed(log, *given),
+                session=lambda call, log=log: _Timed(log, call),
             ).stats  # fmt: skip
             if number:
                 for key, seconds in log:
@@ -132,22 +132,22 @@ def _between(known: dict[int, float], n: int) -> float:
 class _Timed(Session):
     """Decodes as ever, and writes the seconds of every piece into `log`, prefill as one piece."""
 
-    def __init__(self, log: list[tuple[tuple, float]], *given):
+    def __init__(self, log: list[tuple[tuple, float]], call: DecodingCall):
         self.log = log
-        super().__init__(*given)
+        super().__init__(call)
 
-    def frontier_type(self, *given):
-        return _TimedFrontier(self.log, *given)
+    def make_frontier(self, capacity):
+        return _TimedFrontier(self.log, self.backbone, self.exit_depths, capacity, self.call.exact)
 
-    def _emit_own(self):
+    def emit_full(self):
         first = self.frontier.began is not None
-        super()._emit_own()
+        super().emit_full()
         if first:
             self.log.append((("prefill", self.frontier.length), time.perf_counter() - self.frontier.began))
             self.frontier.began = None
 
-    def _ask(self, depth, hidden, prefix):
-        return _timed(self.log, ("head", depth), super()._ask, depth, hidden, prefix)
+    def ask(self, depth, hidden, prefix):
+        return _timed(self.log, ("head", depth), super().ask, depth, hidden, prefix)
 
 
 class _TimedFrontier(Frontier):

@@ -39,7 +39,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Exits:
+class ExitDecisions:
     """What heads at some cuts would do for each new token of one text; entry 0 is the token that prefill emits.
 
     depths: of all heads. cuts: where heads are asked, ascending.
@@ -48,13 +48,13 @@ class Exits:
     """
 
     depths: tuple[int, ...]
-    cuts: tuple[int, ...]
+    exit_depths: tuple[int, ...]
     at: Int[np.ndarray, " token"]
     right: Bool[np.ndarray, " token"]
     asked: Bool[np.ndarray, "token cut"]
 
 
-def replay(policy: Policy, traces: pd.DataFrame, n_blocks: int, prompt_lengths: Sequence[int]) -> Work:
+def replay_policy(policy: Policy, traces: pd.DataFrame, n_blocks: int, prompt_lengths: Sequence[int]) -> Work:
     """Verified decoding by a policy, on texts of the model's own, as one sum over the texts.
 
     Args:
@@ -69,17 +69,17 @@ def replay(policy: Policy, traces: pd.DataFrame, n_blocks: int, prompt_lengths: 
     total = Work()
     texts = [table for _, table in traces.groupby("sequence")]
     for table, prompt_length in zip(texts, prompt_lengths, strict=True):
-        total += replay_text(policy, exits_of(policy, table), n_blocks, prompt_length)
+        total += replay_text(policy, exit_decisions(policy, table), n_blocks, prompt_length)
     return total
 
 
-def exits_of(policy: Policy, traces: pd.DataFrame) -> Exits:
+def exit_decisions(policy: Policy, traces: pd.DataFrame) -> ExitDecisions:
     """What the heads that a policy asks would do on one traced text."""
     of_depth = {int(depth): table for depth, table in traces.sort_values("position").groupby("depth")}
     depths, n = tuple(of_depth), len(traces) // len(of_depth)
-    cuts = policy.cuts(depths)
+    cuts = policy.exit_depths(depths)
     if not cuts:
-        return Exits(depths, (), np.full(n, -1), np.zeros(n, bool), np.zeros((n, 0), bool))
+        return ExitDecisions(depths, (), np.full(n, -1), np.zeros(n, bool), np.zeros((n, 0), bool))
     tables = [of_depth[cut] for cut in cuts]
     speaks = np.stack([table.head_token.to_numpy() >= 0 for table in tables], axis=1)
     agrees = np.stack([table.agrees.to_numpy(bool) for table in tables], axis=1)
@@ -92,15 +92,15 @@ def exits_of(policy: Policy, traces: pd.DataFrame) -> Exits:
     at = np.where(speaks.any(axis=1), speaks.argmax(axis=1), -1)
     right = (at >= 0) & agrees[np.arange(n), at]
     asked = np.arange(len(cuts)) <= np.where(at < 0, len(cuts), at)[:, None]
-    return Exits(depths, cuts, at, right, asked)
+    return ExitDecisions(depths, cuts, at, right, asked)
 
 
-def replay_text(policy: Policy, exits: Exits, n_blocks: int, prompt_length: int) -> Work:
+def replay_text(policy: Policy, exits: ExitDecisions, n_blocks: int, prompt_length: int) -> Work:
     """The rounds of one text, with the engine's own order of calls (`eelib.decoding`)."""
     work, n = Work(emitted=len(exits.at)), len(exits.at)
     work.calls["prefill", prompt_length] += 1
     state = policy.start(torch.zeros(1, prompt_length, dtype=torch.long), exits.depths)
-    line = _Line((0, *exits.cuts, n_blocks), work.calls)
+    line = _Line((0, *exits.exit_depths, n_blocks), work.calls)
     done = 1  # tokens emitted; all but the newest are through all blocks
     while done < n:
         work.rounds += 1
@@ -124,7 +124,7 @@ def replay_text(policy: Policy, exits: Exits, n_blocks: int, prompt_length: int)
 
 
 class _Line:
-    """The frontier, counted: how many of the new positions have passed each segment."""
+    """The frontier, loss_mask: how many of the new positions have passed each segment."""
 
     def __init__(self, bounds: tuple[int, ...], calls: Counter):
         self.bounds, self.calls, self.fed, self.passed = bounds, calls, 0, [0] * (len(bounds) - 1)
@@ -135,9 +135,9 @@ class _Line:
         self.spans = {(self.fed - 1, 1)}
         self.calls["span", 1] += 1
 
-    def draft(self, exits: Exits, token: int) -> bool:
+    def draft(self, exits: ExitDecisions, token: int) -> bool:
         """Takes the newest position up to where its draft leaves, asking heads on the way; whether one speaks."""
-        for segment, depth in enumerate(exits.cuts):
+        for segment, depth in enumerate(exits.exit_depths):
             self._advance(segment)
             if exits.asked[token, segment]:
                 self.calls["head", depth] += 1

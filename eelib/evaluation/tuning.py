@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from eelib.decoding.policies import Policy
-from eelib.evaluation.replay import replay
+from eelib.evaluation.replay import replay_policy
 
 
 def expected(
@@ -20,7 +20,7 @@ def expected(
     """
     rows = []
     for name, policy in policies.items():
-        work = replay(policy, traces, n_blocks, prompt_lengths)
+        work = replay_policy(policy, traces, n_blocks, prompt_lengths)
         rows.append({
             "policy": name, "emitted": work.emitted, "rounds": work.rounds, "drafted": work.drafted,
             "accepted": work.accepted, "acceptance_rate": work.accepted / work.drafted if work.drafted else np.nan,

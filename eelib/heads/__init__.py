@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["exit_heads", "layers", "loss", "training", "recipe", "hub"],
     submod_attrs={
         "exit_heads": ["ExitHeads", "HeadConfig"],
-        "loss": ["Objective"],
-        "training": ["TrainConfig", "distil", "evaluate"],
+        "loss": ["DistillationLoss"],
+        "training": ["TrainConfig", "train_heads", "evaluate_heads"],
         "recipe": ["Recipe", "make_heads"],
     },
 )

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone.loading import HUB_ID
 from eelib.backbone.segments import Backbone
-from eelib.backbone.teacher import Lesson
+from eelib.backbone.teacher import TeacherOutputs
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import model_card
 from eelib.heads.layers import MixedLinear, make_map
@@ -175,9 +175,9 @@ class ExitHeads(nn.Module):
         logits = self._unembed_classes(normed, tokens)
         return logits if self.draft_tokens is None else torch.cat([logits, self.others[str(depth)](normed)], dim=-1)
 
-    def target(self, lesson: Lesson) -> Float[Tensor, "token classes"]:
+    def teacher_probabilities(self, outputs: TeacherOutputs) -> Float[Tensor, "token classes"]:
         """The model's own probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
-        target = (self._unembed_classes(lesson.final).float() - lesson.log_normaliser[:, None]).exp()
+        target = (self._unembed_classes(outputs.final).float() - outputs.log_normaliser[:, None]).exp()
         if self.draft_tokens is None:
             return target
         return torch.cat([target, (1 - target.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
@@ -186,21 +186,21 @@ class ExitHeads(nn.Module):
         """The logits of the classes that are tokens, or of some of them."""
         unembedding = self.backbone.unembedding
         if self.draft_tokens is None and tokens is None:
-            return self.backbone.finish(unembedding(normed))
+            return self.backbone.postprocess(unembedding(normed))
         if self.draft_tokens is None:
             rows, bias = unembedding.weight, getattr(unembedding, "bias", None)
         else:
             rows, bias = self._rows, self._row_bias
         if tokens is not None:
             rows, bias = rows[tokens], None if bias is None else bias[tokens]
-        return self.backbone.finish(F.linear(normed, rows.to(normed.dtype), bias))
+        return self.backbone.postprocess(F.linear(normed, rows.to(normed.dtype), bias))
 
     def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The same head read out over the model's whole vocabulary: what benchmarks score with."""
         mapped = self.maps[str(depth)](hidden)
         return mapped if self.config.kind == "linear" else self.backbone.unembed(mapped)
 
-    def tokens(self, logits: Float[Tensor, "... classes"]) -> Int[Tensor, "..."]:
+    def drafted_tokens(self, logits: Float[Tensor, "... classes"]) -> Int[Tensor, "..."]:
         """The token that each row of logits would draft; -1 where "other" leads, and the head declines."""
         classes = logits.argmax(dim=-1)
         if self.draft_tokens is None:

@@ -1,4 +1,4 @@
-"""What a step of training asks of the heads: to say what the model says, over all their classes or a sample of them."""
+"""Distillation loss of the heads: to say what the model says, over all their classes or a sample of them."""
 
 import math
 
@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from eelib.backbone.teacher import Lesson
+from eelib.backbone.teacher import TeacherOutputs
 from eelib.heads.exit_heads import ExitHeads
 
 LOSSES = ("kl", "cross_entropy")
@@ -15,22 +15,27 @@ LIKELIEST = 8
 """So many classes of each token, the likeliest to the model, are always in a sampled loss."""
 
 
-class Objective:
-    """The loss of all heads on one lesson.
+class DistillationLoss:
+    """The loss of all heads on some teacher outputs.
 
     Args:
         loss: one of LOSSES.
-        sampled_classes: None for a loss over all classes. Else it runs over the LIKELIEST of each token of the lesson
+        sampled_classes: None for a loss over all classes. Else it runs over the LIKELIEST of each token
             and so many of the other classes, drawn uniformly, each standing for as many as were passed over: an
             estimate of the normaliser by importance sampling (Bengio & Senecal 2008), in a fraction of the time.
         seed: of the draw.
     """
 
     def __init__(
-        self, heads: ExitHeads, lesson: Lesson, loss: str = "kl", sampled_classes: int | None = None, seed: int = 0
+        self,
+        heads: ExitHeads,
+        outputs: TeacherOutputs,
+        loss: str = "kl",
+        sampled_classes: int | None = None,
+        seed: int = 0,
     ):
-        self.heads, self.lesson = heads, lesson
-        target = heads.target(lesson)
+        self.heads, self.outputs = heads, outputs
+        target = heads.teacher_probabilities(outputs)
         if loss == "cross_entropy":
             target = F.one_hot(target.argmax(-1), target.shape[-1]).float()
         self.tokens, self.weight = None, target.new_zeros(())
@@ -39,10 +44,10 @@ class Objective:
         self.target = target
         self._entropy = torch.special.entr(target).sum()
 
-    def at(self, depth: int, agreement: bool = True) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Of the head at `depth`: the loss, summed over tokens [nats], and how many tokens it names as the model does
+    def of_head(self, depth: int, agreement: bool = True) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The loss of the head at `depth`, summed over tokens [nats], and how many tokens it names as the model does
         (NaN without `agreement`: beside a sampled loss that takes a pass of its own)."""
-        state = self.lesson.states[depth]
+        state = self.outputs.states[depth]
         logits = self.heads.logits(depth, state, self.tokens).float()
         # Cross-entropy less the target's own entropy, which has no gradient, is KL.
         loss = F.cross_entropy(logits + self.weight, self.target, reduction="sum") - self._entropy
@@ -51,7 +56,7 @@ class Objective:
         if self.tokens is not None:
             with torch.no_grad():
                 logits = self.heads.logits(depth, state)
-        return loss, (self.heads.tokens(logits.detach()) == self.lesson.choice).sum().float()
+        return loss, (self.heads.drafted_tokens(logits.detach()) == self.outputs.argmax).sum().float()
 
 
 def _sample(

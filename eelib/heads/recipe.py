@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone.loading import batch_dtype, load_model
 from eelib.backbone.segments import Backbone
-from eelib.backbone.teacher import Lessons
+from eelib.backbone.teacher import Teacher
 from eelib.corpus.corpus import Corpus, load_corpus
 from eelib.corpus.documents import CorpusConfig
 from eelib.errors import EelibError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads, HeadConfig
-from eelib.heads.training import TrainConfig, distil
+from eelib.heads.training import TrainConfig, train_heads
 from eelib.workspace import Workspace, expanded
 
 
@@ -31,14 +31,14 @@ class Recipe:
 
     corpus: which text. heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind,
     draft_vocab_size, width, seed). training: how they are trained.
-    keep_lessons: keep on disk, until the heads are done, what the model says of the text: then it is asked once, while
+    cache_teacher: cache teacher outputs on disk until the heads are done: the model is then run once for them, while
     it writes the text, and not again in every epoch.
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     heads: Mapping[str, object] = field(default_factory=lambda: {"depths": 4})
     training: TrainConfig = field(default_factory=TrainConfig)
-    keep_lessons: bool = True
+    cache_teacher: bool = True
 
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, object] | None = None, seed: int = 0) -> "Recipe":
@@ -58,9 +58,10 @@ class Recipe:
         except (OSError, yaml.YAMLError) as error:
             raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
         parts = {"corpus": CorpusConfig, "heads": HeadConfig, "training": TrainConfig}
-        if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "keep_lessons"}:
+        if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "cache_teacher"}:
             raise InvalidInputError(
-                f"{path} and the changes {changes} hold something else than a recipe: {', '.join(parts)}, keep_lessons."
+                f"{path} and the changes {changes} hold something else than a recipe: "
+                f"{', '.join(parts)}, cache_teacher."
             )
         made = {}
         for name, kind in parts.items():
@@ -76,7 +77,7 @@ class Recipe:
                     settings[key] = str(path.parent / settings[key])
             made[name] = settings if kind is HeadConfig else kind(**settings)
         HeadConfig(**{**made["heads"], "depths": (1,)})  # for its errors, before hours of writing text
-        return cls(**made, keep_lessons=changes.get("keep_lessons", given.get("keep_lessons", True)))
+        return cls(**made, cache_teacher=changes.get("cache_teacher", given.get("cache_teacher", True)))
 
 
 def make_heads(
@@ -85,29 +86,29 @@ def make_heads(
     """Corpus and heads by a recipe, saved in the workspace; a killed call goes on where it was.
 
     Returns:
-        The corpus, the trained heads, and the report of `distil`.
+        The corpus, the trained heads, and the report of `train_heads`.
     """
     scratch, state = workspace.checkpoints, PartialState()
     depths = Backbone.of(model).check_depths(recipe.heads["depths"])
-    lessons = Lessons(model, depths, scratch / "lessons" if recipe.keep_lessons else None)
-    corpus = load_corpus(recipe.corpus, model, tokenizer, scratch / "corpus", lessons if recipe.keep_lessons else None)
-    if recipe.keep_lessons:  # those on text that the model has not written just now
+    teacher = Teacher(model, depths, scratch / "teacher" if recipe.cache_teacher else None)
+    corpus = load_corpus(recipe.corpus, model, tokenizer, scratch / "corpus", teacher if recipe.cache_teacher else None)
+    if recipe.cache_teacher:  # those on text that the model has not written just now
         mine = slice(state.process_index, None, state.num_processes)
-        lessons.keep(corpus.train[mine], corpus.counted["train"][mine])
+        teacher.cache(corpus.train[mine], corpus.loss_mask["train"][mine])
         state.wait_for_everyone()
     heads = ExitHeads.init(model, **recipe.heads, sequences=corpus.train, tokenizer=tokenizer)
-    report = distil(
-        model, heads, corpus.train, recipe.training, counted=corpus.counted["train"], lessons=lessons,
-        validation=corpus.test, validation_counted=corpus.counted["test"], checkpoint=scratch / "heads.safetensors",
+    report = train_heads(
+        model, heads, corpus.train, recipe.training, loss_mask=corpus.loss_mask["train"], teacher=teacher,
+        validation=corpus.test, validation_loss_mask=corpus.loss_mask["test"], checkpoint=scratch / "heads.safetensors",
         log=scratch / "heads.jsonl",
     )  # fmt: skip
     if state.is_main_process:
         corpus.save(workspace.corpus)
         heads.save_pretrained(workspace.heads)
-        if recipe.keep_lessons:
-            # Text first: lessons asked for anew differ in their last bits, so a repetition must write both again.
+        if recipe.cache_teacher:
+            # Text first: outputs computed anew differ in their last bits, so a repetition must write both again.
             shutil.rmtree(scratch / "corpus", ignore_errors=True)
-            lessons.forget()
+            teacher.clear_cache()
     state.wait_for_everyone()
     return corpus, heads, report
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.backbone.teacher import Lesson, Lessons
+from eelib.backbone.teacher import Teacher, TeacherOutputs
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads.exit_heads import ExitHeads
-from eelib.heads.loss import LOSSES, Objective
+from eelib.heads.loss import LOSSES, DistillationLoss
 from eelib.workspace import atomic_write
 
 
@@ -72,16 +72,16 @@ class TrainConfig:
             raise InvalidInputError(f"sampled_classes={self.sampled_classes}: expected a positive number, or None.")
 
 
-def distil(
+def train_heads(
     model: PreTrainedModel,
     heads: ExitHeads,
     sequences: Sequence[Tensor],
     config: TrainConfig,
     *,
-    counted: Sequence[Tensor] | None = None,
-    lessons: Lessons | None = None,
+    loss_mask: Sequence[Tensor] | None = None,
+    teacher: Teacher | None = None,
     validation: Sequence[Tensor] = (),
-    validation_counted: Sequence[Tensor] | None = None,
+    validation_loss_mask: Sequence[Tensor] | None = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
     tensorboard: str | Path | None = None,
@@ -93,8 +93,8 @@ def distil(
 
     Args:
         sequences: 1-D LongTensors, one a document.
-        counted: for each a mask [position] of the positions to train on (`Corpus.counted`); None for all.
-        lessons: what the model says of text, kept on disk or not; None asks the model at every step.
+        loss_mask: for each a mask [position] of the positions to train on (`Corpus.loss_mask`); None for all.
+        teacher: gives teacher outputs, cached or not; None runs the model at every step.
         validation: held-out sequences; agreement and loss on them go into `heads.training_record`.
         checkpoint: file to go on from when a former call with the same arguments was killed; deleted at the end. The
             result is that of an uninterrupted run, bit for bit on a CPU.
@@ -113,13 +113,13 @@ def distil(
         raise CorpusError("No sequences to train on: the training split is empty.")
     if not any(True for _ in heads.parameters()):
         raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
-    lessons = Lessons(model, heads.depths) if lessons is None else lessons
+    teacher = Teacher(model, heads.depths) if teacher is None else teacher
     heads.float().requires_grad_(True)
-    run = _Run(heads, config, sequences, counted, None if checkpoint is None else Path(checkpoint))
+    run = _Run(heads, config, sequences, loss_mask, None if checkpoint is None else Path(checkpoint))
     run.restore()
     state = PartialState()
     steps = Batches(
-        sequences, counted, epochs=config.epochs, batch_size=config.batch_size, shuffle_buffer=config.shuffle_buffer,
+        sequences, loss_mask, epochs=config.epochs, batch_size=config.batch_size, shuffle_buffer=config.shuffle_buffer,
         seed=config.seed,
     )  # fmt: skip
     with (
@@ -129,8 +129,8 @@ def distil(
         ) as bar,
     ):
         started, tokens_before = time.perf_counter(), run.tokens
-        for lesson in steps.taught(lessons, first=run.step):
-            rows = _train_step(heads, lesson, run, len(steps))
+        for outputs in steps.teacher_outputs(teacher, first=run.step):
+            rows = _train_step(heads, outputs, run, len(steps))
             seconds = time.perf_counter() - started
             bar.update()
             if run.logs(len(steps)):
@@ -140,7 +140,7 @@ def distil(
             if run.step % config.checkpoint_every == 0 and run.step < len(steps) and state.is_main_process:
                 run.save()
     heads.to(model.dtype).requires_grad_(False)
-    measured = evaluate(model, heads, validation, validation_counted).to_dict("records") if validation else []
+    measured = evaluate_heads(model, heads, validation, validation_loss_mask).to_dict("records") if validation else []
     heads.training_record = {
         "config": asdict(config), "sequences": len(sequences), "tokens": run.tokens, "validation": measured,
     }  # fmt: skip
@@ -150,25 +150,25 @@ def distil(
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_heads(
     model: PreTrainedModel,
     heads: ExitHeads,
     sequences: Sequence[Tensor],
-    counted: Sequence[Tensor] | None = None,
+    loss_mask: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
     """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head."""
-    sums, tokens, lessons = {depth: [0.0, 0] for depth in heads.depths}, 0, Lessons(model, heads.depths)
+    sums, tokens, teacher = {depth: [0.0, 0] for depth in heads.depths}, 0, Teacher(model, heads.depths)
     for start in range(0, len(sequences), batch_size):
-        masks = None if counted is None else counted[start : start + batch_size]
-        lesson = lessons.on(sequences[start : start + batch_size], masks)
-        target = heads.target(lesson)
+        masks = None if loss_mask is None else loss_mask[start : start + batch_size]
+        outputs = teacher.outputs(sequences[start : start + batch_size], masks)
+        target = heads.teacher_probabilities(outputs)
         entropy = torch.special.entr(target).sum(-1)
-        tokens += len(lesson.choice)
+        tokens += len(outputs.argmax)
         for depth in heads.depths:
-            logits = heads.logits(depth, lesson.states[depth]).float()
+            logits = heads.logits(depth, outputs.states[depth]).float()
             sums[depth][0] += (F.cross_entropy(logits, target, reduction="none") - entropy).sum().item()
-            sums[depth][1] += (heads.tokens(logits) == lesson.choice).sum().item()
+            sums[depth][1] += (heads.drafted_tokens(logits) == outputs.argmax).sum().item()
     return pd.DataFrame(
         [{"depth": d, "loss": loss / tokens, "agreement": agreed / tokens} for d, (loss, agreed) in sums.items()]
     )
@@ -177,12 +177,12 @@ def evaluate(
 class _Run:
     """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
 
-    def __init__(self, heads, config: TrainConfig, sequences, counted, path: Path | None):
+    def __init__(self, heads, config: TrainConfig, sequences, loss_mask, path: Path | None):
         self.heads, self.config, self.path = heads, config, path
         self.step, self.tokens, self.log = 0, 0, []
         self.optimizer = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=0.0)
         digest = hashlib.sha256(repr((config, heads.config, heads.backbone.fingerprint())).encode())
-        for sequence in [*sequences, *(counted or ())]:
+        for sequence in [*sequences, *(loss_mask or ())]:
             digest.update(sequence.numpy().tobytes())
         self.identity = digest.hexdigest()
 
@@ -229,26 +229,28 @@ class _Run:
             self.path.unlink(missing_ok=True)
 
 
-def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
+def _train_step(heads: ExitHeads, outputs: TeacherOutputs | None, run: _Run, n_steps: int) -> list[dict]:
     """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
 
-    lesson: this process's share; None where it has none.
+    outputs: this process's share; None where it has none.
     """
     rate = run.config.learning_rate * _schedule(run.step, round(run.config.warmup * n_steps), n_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     device = heads.backbone.model.device
-    tokens = reduce(torch.tensor(0.0 if lesson is None else float(len(lesson.choice)), device=device), "sum").item()
+    tokens = reduce(torch.tensor(0.0 if outputs is None else float(len(outputs.argmax)), device=device), "sum").item()
     run.step, run.tokens = run.step + 1, run.tokens + int(tokens)
     config, logged = run.config, run.logs(n_steps)
-    objective = None
-    if lesson is not None:
-        objective = Objective(heads, lesson, config.loss, config.sampled_classes, seed=(config.seed << 32) + run.step)
+    distillation = None
+    if outputs is not None:
+        distillation = DistillationLoss(
+            heads, outputs, config.loss, config.sampled_classes, seed=(config.seed << 32) + run.step
+        )  # fmt: skip
     rows = []
     for depth in heads.depths:
         parameters, sums = heads.parameters_of(depth), torch.zeros(2, device=device)
-        if objective is not None:
-            loss, agreed = objective.at(depth, agreement=logged)
+        if distillation is not None:
+            loss, agreed = distillation.of_head(depth, agreement=logged)
             (loss / tokens).backward()
             sums = torch.stack([loss.detach(), agreed])
         loss, agreement = (reduce(sums, "sum") / tokens).tolist()
@@ -281,21 +283,21 @@ class Batches:
     """The steps of a run: every epoch takes all sequences, in an order of its own.
 
     Args:
-        sequences, counted: as `distil` takes them.
+        sequences, loss_mask: as `train_heads` takes them.
         epochs, batch_size, shuffle_buffer, seed: as in `TrainConfig`.
     """
 
     def __init__(
         self,
         sequences: Sequence[Tensor],
-        counted: Sequence[Tensor] | None,
+        loss_mask: Sequence[Tensor] | None,
         *,
         epochs: int,
         batch_size: int,
         shuffle_buffer: int,
         seed: int,
     ):
-        self.sequences, self.counted, self.seed = sequences, counted, seed
+        self.sequences, self.loss_mask, self.seed = sequences, loss_mask, seed
         self.together = max(1, shuffle_buffer // batch_size)  # steps that shuffle their tokens among each other
         generator, self.steps = torch.Generator().manual_seed(seed), []
         for _ in range(epochs):
@@ -305,7 +307,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def taught(self, lessons: Lessons, first: int = 0) -> Iterator[Lesson | None]:
+    def teacher_outputs(self, teacher: Teacher, first: int = 0) -> Iterator[TeacherOutputs | None]:
         """This process's share of every step from number `first` on; None where it has none.
 
         Steps that shuffle their tokens are taught together, also where `first` lies among them.
@@ -314,24 +316,24 @@ class Batches:
         for start in range(first // self.together * self.together, len(self), self.together):
             group = self.steps[start : start + self.together]
             shares = [batch[state.process_index :: state.num_processes] for batch in group]
-            parts = [lessons.on(*self._texts(share)) for share in shares if share]
-            lesson = Lesson.joined(parts) if parts else None
+            parts = [teacher.outputs(*self._texts(share)) for share in shares if share]
+            outputs = TeacherOutputs.concatenate(parts) if parts else None
             owners = torch.cat([torch.arange(len(batch)) % state.num_processes for batch in group])
             sizes = torch.tensor([self._size(i) for batch in group for i in batch])
             own = owners.repeat_interleave(sizes) == state.process_index  # [token]
-            place = own.cumsum(0) - 1  # of this process's tokens, in their lesson
+            place = own.cumsum(0) - 1  # of this process's tokens, in their outputs
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start)
             order = torch.randperm(len(own), generator=generator).tensor_split(len(group))
             for tokens in order[max(first - start, 0) :]:
                 mine = place[tokens[own[tokens]]]
-                yield lesson.at(mine.to(lesson.choice.device)) if len(mine) else None
+                yield outputs.select(mine.to(outputs.argmax.device)) if len(mine) else None
 
     def _texts(self, numbers: list[int]) -> tuple[list[Tensor], list[Tensor] | None]:
-        counted = None if self.counted is None else [self.counted[i] for i in numbers]
-        return [self.sequences[i] for i in numbers], counted
+        loss_mask = None if self.loss_mask is None else [self.loss_mask[i] for i in numbers]
+        return [self.sequences[i] for i in numbers], loss_mask
 
     def _size(self, number: int) -> int:
-        return len(self.sequences[number]) if self.counted is None else int(self.counted[number].sum())
+        return len(self.sequences[number]) if self.loss_mask is None else int(self.loss_mask[number].sum())
 
 
 class Report:

@@ -15,7 +15,7 @@ from eelib.baselines.calm import CALM, CALMSession
 from eelib.baselines.del_ import DEL, DELSession
 from eelib.baselines.draft_verify import DraftVerify
 from eelib.baselines.ee_llm import EELLMSession
-from eelib.baselines.sled import FLOOR, SLED, SLEDSession, sled
+from eelib.baselines.sled import FLOOR, SLED, SLEDSession, evolve_logits
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.evaluation.comparison import working
 from eelib.evaluation.weight_reads import costs
@@ -47,7 +47,7 @@ def test_a_peer_that_fails_leaves_its_reason_and_the_model_as_it_was():
     model = tiny_model("gpt_neox")
     decoders = {"greedy": hf.greedy(model, **LENGTH), "exit": hf.assistant_early_exit(model, 2, 2, **LENGTH)}
     fine, failed = working(decoders, prompts(1)[0])
-    assert list(fine) == ["greedy"] and failed.candidate.tolist() == ["exit"]
+    assert list(fine) == ["greedy"] and failed.decoder.tolist() == ["exit"]
     assert failed.error[0].startswith("IndexError") and model.config.num_hidden_layers == N_BLOCKS
     assert model.generation_config.num_assistant_tokens != 2
     with pytest.raises(InvalidInputError, match="expected 1 to 5"):
@@ -66,7 +66,7 @@ def test_refeeding_gives_the_text_of_exact_filling_for_more_work(llama, heads):
 
 def test_refeeding_calls_the_full_model_before_too_many_wait(llama, heads):
     class Few(EELLMSession):
-        most = 3
+        max_waiting = 3
 
     out = eelib.generate(llama, prompts(1)[0], heads=heads, policy=Pattern((1,)), verify=False, session=Few, **LENGTH)
     assert out.trace.depth.tolist() == [N_BLOCKS, *([1, 1, 1, N_BLOCKS] * 5)[:19]]
@@ -102,9 +102,9 @@ def test_propagation_copies_the_state_of_the_exit_upward(llama, heads):
 
 def test_calm_thresholds_fall_along_the_text():
     policy = CALM("softmax", 0.5, decay=4, length=10)
-    assert policy.at(0) == pytest.approx(0.9 * 0.5 + 0.1)
-    assert policy.at(5) == pytest.approx(0.45 + 0.1 * math.exp(-2))
-    assert CALM("softmax", math.inf).at(3) == math.inf
+    assert policy.threshold_at(0) == pytest.approx(0.9 * 0.5 + 0.1)
+    assert policy.threshold_at(5) == pytest.approx(0.45 + 0.1 * math.exp(-2))
+    assert CALM("softmax", math.inf).threshold_at(3) == math.inf
     with pytest.raises(InvalidInputError, match="saturation"):
         CALM("certainty", 0.5)
     with pytest.raises(InvalidInputError, match="train_classifiers"):
@@ -236,14 +236,14 @@ def by_hand(final, early, rate, k, steps):
 def test_sled_against_its_formula(steps):
     torch.manual_seed(0)
     final, early = torch.randn(12), [torch.randn(12) for _ in range(3)]
-    found = sled(final, early, rate=1.5, k=4, steps=steps)
+    found = evolve_logits(final, early, rate=1.5, k=4, steps=steps)
     assert found.allclose(by_hand(final, early, 1.5, 4, steps), atol=1e-5)
-    batch = sled(final.expand(2, 12), [z.expand(2, 12) for z in early], rate=1.5, k=4, steps=steps)
+    batch = evolve_logits(final.expand(2, 12), [z.expand(2, 12) for z in early], rate=1.5, k=4, steps=steps)
     assert batch[1].allclose(found)
-    same = sled(final, [final], k=4)
+    same = evolve_logits(final, [final], k=4)
     assert same.argmax() == final.argmax(), "layers that say the same change nothing"
     with pytest.raises(InvalidInputError, match="earlier layer"):
-        sled(final, [])
+        evolve_logits(final, [])
 
 
 def test_sled_decodes(llama):

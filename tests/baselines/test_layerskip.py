@@ -78,8 +78,8 @@ def test_loss_weights_are_shares(curriculum, e_scale):
 
 
 def test_without_dropout_and_exits_it_is_plain_fine_tuning(weighty, text):
-    counted = after(3, text)
-    tuned, report = layerskip.finetune(weighty, text, PLAIN, counted=counted)
+    loss_mask = after(3, text)
+    tuned, report = layerskip.finetune(weighty, text, PLAIN, loss_mask=loss_mask)
     plain, losses = copy.deepcopy(weighty).requires_grad_(True), []
     optimizer = torch.optim.AdamW(plain.parameters(), lr=PLAIN.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(PLAIN.seed)
@@ -148,13 +148,13 @@ def test_blocks_left_out_are_passed_by(model, text):
 def test_only_counted_positions_contribute(model, text):
     changed = [torch.cat([t[:8], t[8:].flip(0)]) for t in text]
     until = [torch.arange(len(t)) < 7 for t in text]  # the last target is token 7
-    first, second = (layerskip.finetune(model, t, CONFIG, counted=until)[0] for t in (text, changed))
+    first, second = (layerskip.finetune(model, t, CONFIG, loss_mask=until)[0] for t in (text, changed))
     assert torch.equal(weights(first), weights(second))
 
 
 def test_reading_exits(model, text):
-    counted = after(4, text)
-    table = layerskip.read_exits(model, text, counted=counted, batch_size=4)
+    loss_mask = after(4, text)
+    table = layerskip.read_exits(model, text, loss_mask=loss_mask, batch_size=4)
     assert table.groupby("depth").tokens.sum().eq(sum(len(t) - 5 for t in text)).all()
     last = table[table.depth == N_BLOCKS]
     assert last.agreed.eq(last.tokens).all()
@@ -162,7 +162,7 @@ def test_reading_exits(model, text):
     nats = [F.cross_entropy(x[4:-1].float(), t[5:], reduction="sum").item() for x, t in zip(own, text, strict=True)]
     assert last.nats.to_numpy() == pytest.approx(nats, rel=1e-5)
     lens = eelib.ExitHeads.init(model, [2, 4], "none")
-    traces = eelib.record_traces(model, lens, [t[:-1] for t in text], counted=[c[:-1] for c in counted])
+    traces = eelib.record_traces(model, lens, [t[:-1] for t in text], loss_mask=[c[:-1] for c in loss_mask])
     found = table[table.depth.isin([2, 4])].groupby("depth").agreed.sum()
     assert found.to_dict() == traces.groupby("depth").agrees.sum().to_dict()
     assert set(layerskip.read_exits(model, text, depths=[3]).depth) == {3}
@@ -200,7 +200,7 @@ def test_nothing_to_learn_from(model, text):
         layerskip.finetune(model, [], CONFIG)
     last = [torch.arange(len(t)) == len(t) - 1 for t in text]
     with pytest.raises(CorpusError, match="no position that counts has a next"):
-        layerskip.finetune(model, text, CONFIG, counted=last)
+        layerskip.finetune(model, text, CONFIG, loss_mask=last)
     with pytest.raises(CorpusError, match="No sequences"):
         layerskip.read_exits(model, [])
 

@@ -74,7 +74,7 @@ def main() -> None:
         return lambda p: eelib.generate(model, p, policy=policy, heads=heads, **length, **kwargs)
 
     sure = (-1e9,) * len(DEPTHS)
-    candidates = {
+    decoders = {
         "transformers": lambda p: model.generate(p, do_sample=False, **length),
         "Never": decode(eelib.Never()),
         "always sure, always wrong": decode(eelib.Confidence("max_logit", sure), wrong),
@@ -84,8 +84,8 @@ def main() -> None:
         "FixedExit(6, 3)": decode(eelib.FixedExit(6, 3)),
         "FixedExit(6, 3), exact": decode(eelib.FixedExit(6, 3), exact=True),
     }
-    runs = comparison.compare(candidates, prompts, reference="Never", repeats=arguments.repeats)
-    table = comparison.summarise(runs).set_index("candidate")
+    runs = comparison.compare(decoders, prompts, reference="Never", repeats=arguments.repeats)
+    table = comparison.summarise(runs).set_index("decoder")
     print(
         table[["equal", "tokens_per_second", "speed_ratio", "speed_ratio_low", "speed_ratio_high"]].round(3).to_string()
     )

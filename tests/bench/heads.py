@@ -1,8 +1,8 @@
 """What making heads costs and brings, as ratios within one run: `make bench-heads`. Minutes to an hour; run it alone.
 
 generation: self-generation against `model.generate` at batch 64. training: `mlp` heads with a draft vocabulary against
-full-vocabulary `linear` ones, same text, without and with kept lessons. long: the same on some 100,000 tokens, with
-kept lessons. recipes: two recipes on greedy answers to held-out prompts.
+full-vocabulary `linear` ones, same text, without and with kept teacher. long: the same on some 100,000 tokens, with
+kept teacher. recipes: two recipes on greedy answers to held-out prompts.
 """
 
 import argparse
@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 
 import eelib
-from eelib.backbone.teacher import Lessons
+from eelib.backbone.teacher import Teacher
 from eelib.corpus.chat import Turns, answers
-from eelib.corpus.generation import write
+from eelib.corpus.generation import generate_texts
 from eelib.errors import InvalidInputError
 from eelib.heads.recipe import make_heads
 from eelib.statistics import mean_interval
 
 PROJECT = Path(__file__).parents[2]
 
-TRIALS = {  # documents; kind of heads, drafted tokens, whether lessons are kept, learning rate
+TRIALS = {  # documents; kind of heads, drafted tokens, whether teacher are kept, learning rate
     "training": (
         120,
         [
@@ -46,7 +46,7 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
     opening = torch.tensor([turns.opening])
 
     def ours(rows=576, int8=False):
-        write(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0), int8=int8)
+        generate_texts(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0), int8=int8)
         return rows
 
     def ours_int8():
@@ -70,17 +70,17 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
 def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
     """Tokens trained on a second and agreement after the same tokens, by the same pipeline.
 
-    trials: kind of heads, drafted tokens, whether lessons are kept, learning rate.
+    trials: kind of heads, drafted tokens, whether teacher are kept, learning rate.
     """
-    texts, counted = corpus.train[:documents], corpus.counted["train"][:documents]
+    texts, loss_mask = corpus.train[:documents], corpus.loss_mask["train"][:documents]
     depths = eelib.Backbone.of(model).check_depths(4)
-    kept, rows = Lessons(model, depths, scratch), []
-    kept.keep(texts, counted)
+    kept, rows = Teacher(model, depths, scratch), []
+    kept.cache(texts, loss_mask)
     for kind, drafted, keep, rate in trials:
         heads = eelib.ExitHeads.init(model, depths, kind, drafted, sequences=corpus.train, tokenizer=tokenizer)
-        report = eelib.distil(
-            model, heads, texts, eelib.TrainConfig(epochs=1, batch_size=4, learning_rate=rate), counted=counted,
-            lessons=kept if keep else None, validation=corpus.test, validation_counted=corpus.counted["test"],
+        report = eelib.train_heads(
+            model, heads, texts, eelib.TrainConfig(epochs=1, batch_size=4, learning_rate=rate), loss_mask=loss_mask,
+            teacher=kept if keep else None, validation=corpus.test, validation_loss_mask=corpus.loss_mask["test"],
         )  # fmt: skip
         agreement = {f"depth {r['depth']}": r["agreement"] for r in heads.training_record["validation"]}
         speed, tokens = report.tokens_per_second.iloc[-1], heads.training_record["tokens"]
@@ -88,7 +88,7 @@ def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: i
             {
                 "heads": kind,
                 "drafted": drafted or "all",
-                "lessons kept": keep,
+                "teacher kept": keep,
                 "learning rate": rate,
                 "tokens": tokens,
                 "tokens/s": speed,
@@ -123,10 +123,10 @@ def compare(model, tokenizer, made: dict[str, tuple[eelib.ExitHeads, float]]) ->
 
     Intervals are paired by text; the coverage is read off the same texts (best case, as in any tuning).
     """
-    texts, counted = held_out(model, tokenizer)
+    texts, loss_mask = held_out(model, tokenizer)
     rows, first = [], None
     for name, (heads, seconds) in made.items():
-        traces = eelib.record_traces(model, heads, texts, counted=counted)
+        traces = eelib.record_traces(model, heads, texts, loss_mask=loss_mask)
         coverage = eelib.calibrate(traces, "entropy", 0.9).table.set_index("depth").coverage
         wrong = 1 - traces.groupby(["depth", "sequence"]).agrees.mean().unstack()  # [depth, text]
         first = wrong if first is None else first
@@ -155,7 +155,7 @@ def main() -> None:
         print(generation(model, tokenizer).round(2).to_string(index=False), flush=True)
     for part in [part for part in TRIALS if part in given.parts]:
         corpus = eelib.Corpus.load(eelib.Workspace("smollm2-135m").corpus)
-        table = training(model, tokenizer, corpus, given.folder / "lessons", *TRIALS[part])
+        table = training(model, tokenizer, corpus, given.folder / "teacher", *TRIALS[part])
         print(table.round(3).to_string(index=False), flush=True)
     if "recipes" in given.parts:
         print(recipes(model, tokenizer, given.recipes, given.folder).round(3).to_string(index=False), flush=True)

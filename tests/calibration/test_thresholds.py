@@ -103,7 +103,9 @@ def test_saved_and_loaded(tmp_path):
     assert eelib.Confidence.from_calibration(loaded).thresholds == loaded.thresholds
     first, *others = loaded.thresholds
     shallow = eelib.Confidence.from_calibration(loaded, deepest=loaded.depths[0])
-    assert shallow.thresholds == (first, *[None] * len(others)) and shallow.cuts(loaded.depths) == loaded.depths[:1]
+    assert (
+        shallow.thresholds == (first, *[None] * len(others)) and shallow.exit_depths(loaded.depths) == loaded.depths[:1]
+    )
     assert loaded.digest == found.digest
     (tmp_path / "bad.json").write_text("{}")
     for name in ("bad.json", "missing.json"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from eelib.calibration.cascade import TARGETS
-from eelib.calibration.violations import Population, synthetic, violations
+from eelib.calibration.violations import Population, synthetic, violation_rates
 from eelib.errors import CorpusError
 
 POPULATION = synthetic(sequences=400, tokens=15, depths=(1, 2), seed=1)
@@ -31,14 +31,16 @@ def test_parts_of_a_population_overlap_and_so_have_no_interval():
     pool = Population(POPULATION.tokens, independent=False)
     drawn = pool.draw(200, np.random.default_rng(0))
     assert drawn.n_sequences == 200 and len(np.unique(drawn.scores[:, 0])) == 200 * 15, "no sequence twice"
-    table = violations(pool, epsilon=0.8, delta=0.1, sequences=200, trials=10)
+    table = violation_rates(pool, epsilon=0.8, delta=0.1, sequences=200, trials=10)
     assert table.rate_low.isna().all() and table.rate.between(0, 1).all() and table.coverage.between(0, 1).all()
     with pytest.raises(CorpusError, match="nothing to be new"):
         pool.draw(400, np.random.default_rng(0))
 
 
 def test_risk_keeps_its_promise_where_the_others_break_it():
-    table = violations(POPULATION, epsilon=0.8, delta=0.1, sequences=80, trials=150).set_index(["method", "target"])
+    table = violation_rates(POPULATION, epsilon=0.8, delta=0.1, sequences=80, trials=150).set_index(
+        ["method", "target"]
+    )
     for target in TARGETS:
         assert table.loc[("risk", target), "rate_low"] <= 0.1
         assert 0 < table.loc[("risk", target), "coverage_of_oracle"] < 1.1
@@ -50,6 +52,6 @@ def test_risk_keeps_its_promise_where_the_others_break_it():
 @pytest.mark.parametrize("epsilon", [0.7, 0.9])
 def test_risk_keeps_its_promise_over_a_thousand_draws(dependence, epsilon):
     population = synthetic(dependence=dependence)
-    table = violations(population, epsilon=epsilon, delta=0.1, sequences=300, methods=("risk",))
+    table = violation_rates(population, epsilon=epsilon, delta=0.1, sequences=300, methods=("risk",))
     print(table.to_string(index=False))
     assert (table.rate_low <= 0.1).all()

@@ -5,14 +5,15 @@ from sklearn.metrics import roc_auc_score
 
 import eelib
 from eelib.confidence.combined import Combined
-from eelib.confidence.separation import separation
+from eelib.confidence.metrics import BUILT_IN
+from eelib.confidence.separation import measure_separation
 from eelib.errors import CorpusError
 
 
 def drawn(n, seed):
     """Right where two metrics together say so; neither alone knows."""
     draw = np.random.default_rng(seed)
-    scores = {metric: draw.normal(size=n) for metric in eelib.METRICS}
+    scores = {metric: draw.normal(size=n) for metric in BUILT_IN}
     table = pd.DataFrame(
         {"sequence": np.arange(n) // 10, "position": np.arange(n) % 10, "head": 0, "depth": 4, **scores}
     )
@@ -27,9 +28,9 @@ def test_it_finds_what_no_single_metric_holds_on_text_it_has_not_seen():
     declined = new.head_token < 0
     assert np.isneginf(scores[declined]).all() and np.isfinite(scores[~declined]).all()
     spoken = new.assign(combined=scores)[~declined]
-    best = max(roc_auc_score(spoken.agrees, spoken[metric]) for metric in eelib.METRICS)
+    best = max(roc_auc_score(spoken.agrees, spoken[metric]) for metric in BUILT_IN)
     assert roc_auc_score(spoken.agrees, spoken.combined) > best + 0.1
-    table = separation(new.assign(combined=scores), ["entropy", "combined"], resamples=50).set_index("metric")
+    table = measure_separation(new.assign(combined=scores), ["entropy", "combined"], resamples=50).set_index("metric")
     assert table.p["combined"] < 1e-6
 
 

@@ -9,7 +9,7 @@ from tiny import prompts, tiny_model
 
 import eelib
 from eelib.confidence.metrics import _KNOWN, METRICS, axis_label, confidence, register_metric
-from eelib.confidence.separation import separation
+from eelib.confidence.separation import measure_separation
 from eelib.errors import InvalidInputError
 from eelib.plotting.style import metric_style
 
@@ -82,7 +82,7 @@ def test_a_metric_of_ones_own_goes_all_the_way(top3, tmp_path):
     heads = eelib.ExitHeads.init(model, [2, 4], "none")
     traces = eelib.record_traces(model, heads, [p[0] for p in prompts(6)])
     assert traces.top3.between(0, 1).all() and axis_label(top3) == "Σ p(1..3)" and "color" in metric_style(top3)
-    assert set(separation(traces, ["entropy", top3], resamples=5).metric) == {"entropy", top3}
+    assert set(measure_separation(traces, ["entropy", top3], resamples=5).metric) == {"entropy", top3}
     calibration = eelib.calibrate(traces, top3, 0.01)
     calibration.to_json(tmp_path / "c.json")
     policy = eelib.Confidence.from_calibration(eelib.Calibration.from_json(tmp_path / "c.json"))

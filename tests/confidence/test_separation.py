@@ -38,7 +38,7 @@ def traces():
 
 
 def test_separation_ranks_and_brackets(traces):
-    found = separation.separation(traces, ("entropy", "max_prob"), resamples=100).set_index("metric")
+    found = separation.measure_separation(traces, ("entropy", "max_prob"), resamples=100).set_index("metric")
     assert found.auroc["max_prob"] == pytest.approx(roc_auc_score(traces.agrees, traces.max_prob))
     assert found.auroc_low["entropy"] < 0.5 < found.auroc_high["entropy"]
     assert found.auroc_less_entropy_low["max_prob"] > 0.1 and found.auroc_less_entropy["entropy"] == 0
@@ -58,21 +58,21 @@ def test_resampled_by_weights_is_what_scikit_learn_says(traces):
 
 
 def test_p_is_small_for_a_better_metric_and_even_for_an_equal_one(traces):
-    found = separation.separation(traces, ("entropy", "max_prob"), resamples=200).set_index("metric")
+    found = separation.measure_separation(traces, ("entropy", "max_prob"), resamples=200).set_index("metric")
     assert found.p["max_prob"] < 1e-6 and found.p["entropy"] == 1
     draw, small = np.random.default_rng(2), 0
     for _ in range(100):  # two scores that are as good as each other: p is below 0.1 one time in ten
         table = traces.assign(entropy=traces.agrees + draw.normal(size=len(traces)) * 2)
         table["max_prob"] = table.agrees + draw.normal(size=len(traces)) * 2
-        small += separation.separation(table, ("entropy", "max_prob"), resamples=100).p.iloc[1] < 0.1
+        small += separation.measure_separation(table, ("entropy", "max_prob"), resamples=100).p.iloc[1] < 0.1
     assert 2 <= small <= 20
-    with pytest.raises(InvalidInputError, match="baseline"):
-        separation.separation(traces, ("max_prob",))
+    with pytest.raises(InvalidInputError, match="reference"):
+        separation.measure_separation(traces, ("max_prob",))
 
 
 def test_repeating_tokens_within_a_sequence_narrows_nothing(traces):
-    once = separation.separation(traces, ("entropy", "max_prob"), resamples=50)
-    thrice = separation.separation(pd.concat([traces] * 3), ("entropy", "max_prob"), resamples=50)
+    once = separation.measure_separation(traces, ("entropy", "max_prob"), resamples=50)
+    thrice = separation.measure_separation(pd.concat([traces] * 3), ("entropy", "max_prob"), resamples=50)
     assert np.allclose(once[["auroc_low", "auroc_high"]], thrice[["auroc_low", "auroc_high"]])
 
 
@@ -80,6 +80,6 @@ def test_a_head_that_always_declines_has_no_row_and_all_such_heads_are_an_error(
     silent = traces.assign(head_token=-1)
     depth = traces.depth.iloc[0]
     both = pd.concat([traces, silent.assign(depth=depth + 1)])
-    assert set(separation.separation(both, ("entropy",), resamples=5).depth) == set(traces.depth)
+    assert set(separation.measure_separation(both, ("entropy",), resamples=5).depth) == set(traces.depth)
     with pytest.raises(InvalidInputError, match="nothing to separate"):
-        separation.separation(silent, ("entropy",), resamples=5)
+        separation.measure_separation(silent, ("entropy",), resamples=5)

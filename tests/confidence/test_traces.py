@@ -28,7 +28,7 @@ def test_traces_say_what_heads_and_model_say(llama, texts):
 
 
 def test_the_prompt_can_be_left_out(llama, texts):
-    traces = eelib.record_traces(llama, random_heads(llama), texts, counted=after(6, texts))
+    traces = eelib.record_traces(llama, random_heads(llama), texts, loss_mask=after(6, texts))
     assert traces.position.min() == 6 and len(traces) == 3 * sum(len(t) - 6 for t in texts)
     with pytest.raises(CorpusError):
         eelib.record_traces(llama, random_heads(llama), [])

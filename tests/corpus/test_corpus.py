@@ -39,13 +39,13 @@ def test_splits_share_no_document_and_stay(llama, written):
 
 def test_what_counts_is_what_is_said(llama):
     texts = {}
-    for counted in documents.COUNTED:
-        config = eelib.CorpusConfig(documents=40, length=24, batch_size=40, prompt_length=5, counted=counted)
-        texts[counted] = corpora.load_corpus(config, llama, letters())
+    for loss_on in documents.LOSS_ON:
+        config = eelib.CorpusConfig(documents=40, length=24, batch_size=40, prompt_length=5, loss_on=loss_on)
+        texts[loss_on] = corpora.load_corpus(config, llama, letters())
     # Position 0 holds the opening, so 0 ... 4 say the user's five tokens and the rest is the model's.
-    assert all(mask.tolist() == [True] * 24 for mask in texts["words"].counted["train"])
-    assert all(mask.tolist() == [False] * 5 + [True] * 19 for mask in texts["answers"].counted["train"])
-    assert texts["answers"].report().counted.sum() == 40 * 19
+    assert all(mask.tolist() == [True] * 24 for mask in texts["words"].loss_mask["train"])
+    assert all(mask.tolist() == [False] * 5 + [True] * 19 for mask in texts["answers"].loss_mask["train"])
+    assert texts["answers"].report().loss_tokens.sum() == 40 * 19
 
 
 def test_temperatures_take_turns(llama):
@@ -70,7 +70,7 @@ def test_every_other_document_begins_with_given_words(llama, tmp_path):
     assert made.report().duplicates[0] == 0
     others = made.calibration + made.test
     assert others and not any(t[1 : 1 + len(words[0])].tolist() in words for t in others)
-    for text, mask, given_words in zip(made.train, made.counted["train"], begins, strict=True):
+    for text, mask, given_words in zip(made.train, made.loss_mask["train"], begins, strict=True):
         assert mask.tolist() == [i >= (len(words[0]) if given_words else 5) for i in range(len(text))]
     with pytest.raises(CorpusError, match="4 prompts, none of 1 to 1 tokens"):
         corpora.load_corpus(eelib.CorpusConfig(**settings | {"length": 18}), llama, letters())
@@ -196,7 +196,7 @@ def test_bad_text_is_one_readable_error(llama, tmp_path):
         {"batch_size": 0},
         {"documents": None},
         {"prompt_temperature": 0.0},
-        {"counted": "all"},
+        {"loss_on": "all"},
     ):
         with pytest.raises(InvalidInputError):
             eelib.CorpusConfig(**wrong)

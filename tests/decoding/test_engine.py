@@ -21,14 +21,14 @@ def scripted(monkeypatch, model, prompt, wrong_at, draft_length, new=12, **kwarg
     own = own_text(model, prompt, max_new_tokens=new, **kwargs)
     truth, wrong = own[0].tolist(), [prompt.shape[1] + i for i in wrong_at]
 
-    draft_of = session.Session._draft
+    draft_of = session.Session.draft
 
     def draft(session, prefix):
         position = prefix.shape[1]
         token = truth[position] if position < len(truth) else 0
         return replace(draft_of(session, prefix), token=(token + (position in wrong)) % VOCAB_SIZE)
 
-    monkeypatch.setattr(session.Session, "_draft", draft)
+    monkeypatch.setattr(session.Session, "draft", draft)
     return own, eelib.generate(model, prompt, policy=eelib.FixedExit(3, draft_length), max_new_tokens=new, **kwargs)
 
 
@@ -195,7 +195,7 @@ def test_early_exit_leaves_exact_states(model):
         if row.depth == N_BLOCKS:
             expected = logits[row.position - 1].float().argmax().item()
         else:
-            expected = heads.tokens(heads.logits(row.depth, states[row.depth][0, row.position - 1])).item()
+            expected = heads.drafted_tokens(heads.logits(row.depth, states[row.depth][0, row.position - 1])).item()
         assert row.token_id == expected
     assert out.stats.drafted == out.stats.rounds == 0
 

@@ -20,7 +20,7 @@ POLICIES = {
 
 def test_a_near_tie_and_a_real_difference_are_told_apart(llama, monkeypatch):
     table = eelib.verify_lossless(llama, random_heads(llama), POLICIES, prompts(3), max_new_tokens=10)
-    assert table.equal.all() and (table.first_difference == -1).all() and len(table) == 12
+    assert table.equal.all() and (table.first_mismatch == -1).all() and len(table) == 12
     assert list(table.policy[:4]) == list(POLICIES)
 
     def wrong(model, prompt, **kwargs):
@@ -30,7 +30,7 @@ def test_a_near_tie_and_a_real_difference_are_told_apart(llama, monkeypatch):
 
     monkeypatch.setattr(lossless, "generate", wrong)
     table = eelib.verify_lossless(llama, random_heads(llama), eelib.FixedExit(5, 2), prompts(3), max_new_tokens=10)
-    assert not table.equal.any() and (table.first_difference == 9).all() and not table.near_tie.any()
+    assert not table.equal.any() and (table.first_mismatch == 9).all() and not table.near_tie.any()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def test_fixed_exit_checks_its_numbers(arguments):
 def test_schedule_falls_along_the_text():
     policy = eelib.baselines.SkipDecode(max_depth=6, min_depth=2, length=8)
     assert [policy.depth_of(t) for t in range(11)] == [6, 6, 5, 4, 4, 4, 3, 2, 2, 2, 2]  # halves go to the even side
-    assert policy.cuts((1, 3)) == (2, 3, 4, 5, 6)
+    assert policy.exit_depths((1, 3)) == (2, 3, 4, 5, 6)
     with pytest.raises(InvalidInputError, match="more than max_depth"):
         eelib.baselines.SkipDecode(2, 4, 8)
     with pytest.raises(InvalidInputError, match="length=0"):
@@ -34,7 +34,7 @@ def test_schedule_without_verification_leaves_each_token_at_its_depth(model):
             model, prompt, heads=heads, policy=policy, verify=False, max_new_tokens=16, eos_token_id=None
         )
         assert out.trace.depth.tolist()[1:] == [policy.depth_of(t) for t in range(1, 16)]
-        asked = {d: out.trace.depth.tolist()[1:].count(d) for d in policy.cuts(()) if d < N_BLOCKS}
+        asked = {d: out.trace.depth.tolist()[1:].count(d) for d in policy.exit_depths(()) if d < N_BLOCKS}
         assert out.stats.head_positions == asked, "no other head is run"
     lens = eelib.generate(model, prompt, policy=eelib.FixedExit(2, 1), verify=False, max_new_tokens=3)
     assert lens.stats.head_positions == {2: 2}
@@ -79,7 +79,7 @@ class Saturation(eelib.Policy):
     threshold: float
     max_draft: int = 4
 
-    def cuts(self, head_depths):
+    def exit_depths(self, head_depths):
         return tuple(head_depths)
 
     def start(self, prompt, head_depths):
@@ -112,4 +112,4 @@ def test_thresholds_are_checked():
     with pytest.raises(InvalidInputError, match="max_draft"):
         eelib.Confidence("entropy", (0.5,), max_draft=0)
     with pytest.raises(HeadsError, match="Calibrated for depths"):
-        eelib.Confidence("entropy", (0.5,), depths=(2,)).cuts((3,))
+        eelib.Confidence("entropy", (0.5,), depths=(2,)).exit_depths((3,))

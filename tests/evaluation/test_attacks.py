@@ -15,7 +15,7 @@ def asked():
     model, tokenizer = tiny_model("llama"), chatty()
     heads = random_heads(model, scale=0.02)
     sequences, spoken = answers(model, tokenizer, QUESTIONS, 12)
-    traces = eelib.record_traces(model, heads, sequences, counted=spoken)
+    traces = eelib.record_traces(model, heads, sequences, loss_mask=spoken)
     return model, tokenizer, heads, eelib.calibrate(traces, "entropy", 0.5, target="output_agreement")
 
 
@@ -28,7 +28,7 @@ def test_a_search_finds_worse_than_it_began_with_and_tells_the_truth_about_it(as
     best, reached = found.iloc[0], found.wrong if goal == "wrong exits" else -found.coverage
     assert reached[0] == reached.max() > reached[began.index].mean() and len(found) > 3 * len(began)
     sequences, spoken = answers(model, tokenizer, [best.text], 12)
-    tokens = HeadScores.of(eelib.record_traces(model, heads, sequences, counted=spoken), "entropy")
+    tokens = HeadScores.of(eelib.record_traces(model, heads, sequences, loss_mask=spoken), "entropy")
     exits = tokens.exits(calibration.thresholds)
     assert best.coverage == pytest.approx(exits.any(axis=1).mean())
     assert best.wrong == pytest.approx((exits & ~tokens.agrees).any(axis=1).mean())

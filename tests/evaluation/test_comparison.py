@@ -17,33 +17,33 @@ def runs(llama):
     def with_policy(policy):
         return lambda p: eelib.generate(llama, p, heads=heads, policy=policy, max_new_tokens=12, eos_token_id=None)
 
-    candidates = {
+    decoders = {
         "plain": with_policy(eelib.Never()),
         "fixed": with_policy(eelib.FixedExit(3, 2)),
         "own": lambda p: llama.generate(p, do_sample=False, max_new_tokens=12, eos_token_id=None),
         "wrong": lambda p: torch.cat([p, torch.ones(1, 12, dtype=torch.long)], 1),
     }
-    return comparison.compare(candidates, prompts(5), reference="plain", repeats=2)
+    return comparison.compare(decoders, prompts(5), reference="plain", repeats=2)
 
 
 def test_runs_hold_what_each_decoder_did(runs):
     assert len(runs) == 5 * 4 * 2 and (runs.emitted == 12).all() and (runs.seconds > 0).all()
-    assert runs[runs.candidate == "plain"].speed_ratio.eq(1).all()
-    assert runs.groupby("candidate").equal.all().to_dict() == {
+    assert runs[runs.decoder == "plain"].speed_ratio.eq(1).all()
+    assert runs.groupby("decoder").equal.all().to_dict() == {
         "plain": True,
         "fixed": True,
         "own": True,
         "wrong": False,
     }
-    one = runs[(runs.candidate == "fixed") & (runs["repeat"] == 1)].iloc[2]
-    assert one.drafted == one.output.stats.drafted and np.isnan(runs[runs.candidate == "own"].drafted).all()
-    plain = runs[(runs.candidate == "plain") & (runs["repeat"] == 1) & (runs.prompt == one.prompt)].iloc[0]
+    one = runs[(runs.decoder == "fixed") & (runs["repeat"] == 1)].iloc[2]
+    assert one.drafted == one.output.stats.drafted and np.isnan(runs[runs.decoder == "own"].drafted).all()
+    plain = runs[(runs.decoder == "plain") & (runs["repeat"] == 1) & (runs.prompt == one.prompt)].iloc[0]
     assert one.speed_ratio == pytest.approx(one.tokens_per_second / plain.tokens_per_second)
 
 
 def test_summary(runs):
-    table = comparison.summarise(runs).set_index("candidate")
-    first = runs[(runs.candidate == "fixed") & (runs["repeat"] == 0)]
+    table = comparison.summarise(runs).set_index("decoder")
+    first = runs[(runs.decoder == "fixed") & (runs["repeat"] == 0)]
     assert table.acceptance_rate["fixed"] == first.accepted.sum() / first.drafted.sum()
     assert table.accepted_per_round["fixed"] == first.accepted.sum() / first.rounds.sum()
     assert table.tokens_per_round["fixed"] == (12 * 5 - 5) / first.rounds.sum()
@@ -53,7 +53,7 @@ def test_summary(runs):
 
 def test_acceptance_ratio_is_paired_by_prompt():
     rows = [
-        {"prompt": p, "candidate": c, "repeat": 0, "accepted": a * (p + 1), "drafted": 10 * (p + 1)}
+        {"prompt": p, "decoder": c, "repeat": 0, "accepted": a * (p + 1), "drafted": 10 * (p + 1)}
         for p in range(6)
         for c, a in (("ours", 8), ("theirs", 4))
     ]
@@ -63,7 +63,7 @@ def test_acceptance_ratio_is_paired_by_prompt():
 
 def test_relative_speed_is_paired_by_prompt():
     rows = [
-        {"prompt": p, "candidate": c, "repeat": r, "tokens_per_second": v * (p + 1) * (1 + 0.1 * r)}
+        {"prompt": p, "decoder": c, "repeat": r, "tokens_per_second": v * (p + 1) * (1 + 0.1 * r)}
         for p in range(6)
         for r in range(3)
         for c, v in (("ours", 3), ("theirs", 2))

@@ -56,11 +56,11 @@ def log_prob(lm, context, ending):
 
 
 def test_settings_beside_the_full_model(lm):
-    settings = {"full": lm, "all at 1": lm.at({1: 0.0}), "some": lm.at({1: 0.5, 5: 0.1})}
+    settings = {"full": lm, "all at 1": lm.with_thresholds({1: 0.0}), "some": lm.with_thresholds({1: 0.5, 5: 0.1})}
     table = harness.evaluate(settings, [InMemory("choose")]).set_index("setting")
     assert (table.task == "choose").all() and (table.metric == "acc").all() and (table.cases == 3).all()
-    full = harness.cases(lm, [InMemory("choose")])
-    some = harness.cases(settings["some"], [InMemory("choose")])
+    full = harness.run_cases(lm, [InMemory("choose")])
+    some = harness.run_cases(settings["some"], [InMemory("choose")])
     right = [log_prob(lm, doc["context"], " " + doc["choices"][doc["answer"]]) for doc in DOCS]
     np.testing.assert_allclose(full.log_prob, right, rtol=1e-4)
     assert table.blocks["full"] == 1 and table.blocks["all at 1"] == pytest.approx(1 / 6)
@@ -83,15 +83,15 @@ def test_settings_beside_the_full_model(lm):
 def test_settings_share_their_passes_and_nothing_lasts(lm, monkeypatch):
     calls, states = [], eelib.Backbone.states
     monkeypatch.setattr(eelib.Backbone, "states", lambda *args: calls.append(1) or states(*args))
-    harness.evaluate({"full": lm, "some": lm.at({1: 0.5})}, [InMemory("choose")])
+    harness.evaluate({"full": lm, "some": lm.with_thresholds({1: 0.5})}, [InMemory("choose")])
     assert len(calls) == 2  # six texts by four
     harness.evaluate({"full": lm}, [InMemory("choose")])
     assert len(calls) == 4
-    other = lm.at({1: -1.0}, "entropy")
+    other = lm.with_thresholds({1: -1.0}, "entropy")
     harness.evaluate({"full": lm, "other metric": other}, [InMemory("choose")])
     assert len(calls) == 8
-    harness.cases(lm, [InMemory("choose")])
-    harness.cases(lm, [InMemory("choose")])
+    harness.run_cases(lm, [InMemory("choose")])
+    harness.run_cases(lm, [InMemory("choose")])
     assert len(calls) == 12 and len(lm.records) == 6
 
 
@@ -100,23 +100,23 @@ def test_a_metric_of_ones_own_is_a_row(lm):
         "surprise": lambda sample: -sample["resps"][sample["target"]][0][0],
         "half": lambda sample: sample["blocks"] / 2,
     }
-    settings = {"full": lm, "first": lm.at({1: 0.0})}
+    settings = {"full": lm, "first": lm.with_thresholds({1: 0.0})}
     table = harness.evaluate(settings, [InMemory("choose")], metrics=own).set_index(["metric", "setting"])
     assert list(table.index.unique("metric")) == ["acc", "surprise", "half"]
     less = table.loc[("surprise", "first")]
     assert less.value_less_full == pytest.approx(-less.log_prob_less_full) and less.value_less_full != 0
     assert table.value["half", "full"] == 0.5 and table.value["half", "first"] == pytest.approx(1 / 12)
     with pytest.raises(InvalidInputError, match=r"'acc'.*rename"):
-        harness.cases(lm, [InMemory("choose")], 1, metrics={"acc": lambda sample: 1.0})
+        harness.run_cases(lm, [InMemory("choose")], 1, metrics={"acc": lambda sample: 1.0})
     with pytest.raises(InvalidInputError, match="'word' gave 'two'"):
-        harness.cases(lm, [InMemory("choose")], 1, metrics={"word": lambda sample: "two"})
+        harness.run_cases(lm, [InMemory("choose")], 1, metrics={"word": lambda sample: "two"})
 
 
 def test_choices_in_contexts_and_groups(lm):
     group = Group("both")
     group.add(InMemory("choose"))
     group.add(InMemory("fill"))
-    found = harness.cases(lm, [group])
+    found = harness.run_cases(lm, [group])
     fill = found[found.task == "fill"]
     right = [log_prob(lm, doc["choices"][doc["answer"]], " " + doc["ending"]) for doc in DOCS]
     np.testing.assert_allclose(fill.log_prob, right, rtol=1e-4)
@@ -135,13 +135,13 @@ def test_texts_and_single_continuations(lm):
         "last", output_type="loglikelihood", doc_to_text="context", doc_to_target=" {{ending}}",
         metric_list=[{"metric": "perplexity"}, *ACC],
     )  # fmt: skip
-    table = harness.evaluate({"full": lm, "first": lm.at({1: 0.0})}, [whole, last])
+    table = harness.evaluate({"full": lm, "first": lm.with_thresholds({1: 0.0})}, [whole, last])
     assert table[["task", "metric"]].drop_duplicates().to_numpy().tolist() == [["whole", "log_prob"], ["last", "acc"]]
     rows = table[table.setting == "full"].set_index("task")
     begun = [log_prob(lm, "<bos>", doc["context"]) for doc in DOCS]
     assert rows.value["whole"] == pytest.approx(np.mean(begun), rel=1e-4)
     ends = [log_prob(lm, doc["context"], " " + doc["ending"]) for doc in DOCS]
-    found = harness.cases(lm, [last]).log_prob
+    found = harness.run_cases(lm, [last]).log_prob
     np.testing.assert_allclose(found, ends, rtol=1e-4)
     assert table.changed_answers.isna().tolist() == [True, True, False, False]
     first = table[table.setting == "first"]
@@ -151,12 +151,12 @@ def test_texts_and_single_continuations(lm):
 def test_the_reference_and_the_cases_must_be_there(lm):
     with pytest.raises(InvalidInputError, match="No setting 'full', to compare with, among 'early'"):
         harness.evaluate({"early": lm}, [InMemory("choose")])
-    found = harness.cases(lm, [InMemory("choose")])
+    found = harness.run_cases(lm, [InMemory("choose")])
     assert len(harness.summarise({"a": found, "b": found}, reference="b")) == 2
     with pytest.raises(InvalidInputError, match="'b' was not run on the cases of 'a'"):
         harness.summarise({"a": found, "b": found[:2]}, reference="a")
     with pytest.raises(UnsupportedError, match="use_cache"):
-        harness.cases(lm, [InMemory("choose")], use_cache="somewhere")
+        harness.run_cases(lm, [InMemory("choose")], use_cache="somewhere")
 
 
 def test_the_harness_s_own_model_fits_beside(lm):
@@ -174,7 +174,7 @@ def test_offline_tasks_are_the_packaged_cases(lm, monkeypatch):
     seen = {}
     options = {"gen_kwargs": {"max_gen_toks": 4}, "metrics": {"n": lambda sample: seen.setdefault(
         (sample["task"], sample["doc_id"]), sample) and 1.0}}  # fmt: skip
-    table = harness.cases(lm.at({1: 0.0}), harness.OFFLINE, 2, **options)
+    table = harness.run_cases(lm.with_thresholds({1: 0.0}), harness.OFFLINE, 2, **options)
     assert set(table.task) == set(harness.OFFLINE) and (table.groupby("task").case.nunique() == 2).all()
     for name in cases.MULTIPLE_CHOICE:
         for i, case in enumerate(cases.load_cases(name)[:2]):
@@ -201,14 +201,14 @@ def test_gsm8k_answers_are_their_last_number():
 
 def test_missing_cases_and_unknown_tasks(lm, monkeypatch):
     with pytest.raises(InvalidInputError, match=r"'no_such_task'.*offline_hellaswag"):
-        harness.cases(lm, ["no_such_task"], task_manager=harness.lm_eval.tasks.TaskManager(include_defaults=False))
+        harness.run_cases(lm, ["no_such_task"], task_manager=harness.lm_eval.tasks.TaskManager(include_defaults=False))
 
     def missing(*args):
         raise FetchError("No benchmark cases")
 
     monkeypatch.setattr(harness, "load_cases", missing)
     with pytest.raises(FetchError):
-        harness.cases(lm, ["offline_hellaswag"])
+        harness.run_cases(lm, ["offline_hellaswag"])
 
 
 def test_the_offline_model_answers_as_the_benchmarks_have_it():
@@ -217,9 +217,13 @@ def test_the_offline_model_answers_as_the_benchmarks_have_it():
     thresholds = {10: 0.5, 20: 0.5}
     lm = harness.EarlyExitLM(model, tokenizer, heads, "max_prob", batch_size=4)
     names = [f"offline_{name}" for name in cases.MULTIPLE_CHOICE]
-    settings = {"full": lm, "early": lm.at(thresholds), "plain": HFLM(model, tokenizer=tokenizer, backend="causal")}
+    settings = {
+        "full": lm,
+        "early": lm.with_thresholds(thresholds),
+        "plain": HFLM(model, tokenizer=tokenizer, backend="causal"),
+    }
     loaded = harness._load(names, None)
-    lms = {name: harness.cases(setting, loaded, 2) for name, setting in settings.items()}
+    lms = {name: harness.run_cases(setting, loaded, 2) for name, setting in settings.items()}
     for name in cases.MULTIPLE_CHOICE:
         chosen = cases.load_cases(name)[:2]
         scores = cases.score_choices(model, heads, tokenizer, chosen, batch_size=4)

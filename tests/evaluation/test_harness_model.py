@@ -89,7 +89,7 @@ def test_whole_texts_are_scored_in_the_harness_s_windows(llama32):
     theirs = HFLM(model, tokenizer=letters(), backend="causal", max_length=20)
     expected = theirs.loglikelihood_rolling(instances(texts), disable_tqdm=True)
     lm = EarlyExitLM(model, letters(), heads, "margin", {1: 0.3}, max_length=20, batch_size=2)
-    assert lm.at().loglikelihood_rolling(instances(texts)) == pytest.approx(expected, abs=1e-3)
+    assert lm.with_thresholds().loglikelihood_rolling(instances(texts)) == pytest.approx(expected, abs=1e-3)
     assert lm.loglikelihood_rolling(instances(texts)) != pytest.approx(expected, abs=1e-3)
     assert [record["tokens"] for record in lm.records] == [len(text) for (text,) in texts] and lm.blocks < 1
 
@@ -147,7 +147,11 @@ def test_a_head_that_declines_never_scores():
     lm = EarlyExitLM(model, letters(), heads, "entropy", always)
     found = lm.loglikelihood(asked, disable_tqdm=True)
     assert lm.blocks == pytest.approx(3 / 6)
-    assert lm.at({1: -float("inf")}).loglikelihood(asked) == lm.at().loglikelihood(asked) != found
+    assert (
+        lm.with_thresholds({1: -float("inf")}).loglikelihood(asked)
+        == lm.with_thresholds().loglikelihood(asked)
+        != found
+    )
 
 
 def generated(lm, texts, **options):
@@ -163,7 +167,7 @@ def test_greedy_generation_is_the_harness_s(tiny):
     lm = EarlyExitLM(model, letters(), heads, "entropy", dict.fromkeys(DEPTHS, -float("inf")), verify=True)
     harness = HFLM(model, tokenizer=letters(), backend="causal")
     expected = generated(harness, TEXTS)
-    assert generated(lm, TEXTS) == generated(lm.at(), TEXTS) == expected
+    assert generated(lm, TEXTS) == generated(lm.with_thresholds(), TEXTS) == expected
     assert lm.blocks == 1 and all(0 < record["tokens"] <= 24 for record in lm.records)
     assert generated(lm, TEXTS, temperature=1.0) == expected  # do_sample=False has the last word
     assert generated(lm, TEXTS, do_sample=True, temperature=1e-3) == expected
@@ -206,7 +210,7 @@ def calibration(metric="max_prob", depths=DEPTHS, thresholds=(0.4, None, 0.2), f
 
 def test_a_calibration_brings_its_metric(llama32):
     model, heads = llama32
-    lm = EarlyExitLM(model, letters(), heads, "entropy").at(calibration(fingerprint=heads.fingerprint()))
+    lm = EarlyExitLM(model, letters(), heads, "entropy").with_thresholds(calibration(fingerprint=heads.fingerprint()))
     assert lm.metric == "max_prob" and lm.limits == {1: 0.4, 5: 0.2}
     same = EarlyExitLM(model, letters(), heads, "max_prob", {1: 0.4, 5: 0.2})
     assert lm.loglikelihood(choices(), disable_tqdm=True) == same.loglikelihood(choices(), disable_tqdm=True)
@@ -233,7 +237,7 @@ def test_what_cannot_be_is_refused(llama32, metric, thresholds, error, message):
     with pytest.raises(error, match=message):
         EarlyExitLM(model, letters(), heads, metric, thresholds)
     with pytest.raises(error, match=message):
-        EarlyExitLM(model, letters(), heads).at(thresholds, metric)
+        EarlyExitLM(model, letters(), heads).with_thresholds(thresholds, metric)
 
 
 def test_what_cannot_be_together_is_refused(llama32):

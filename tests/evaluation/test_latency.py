@@ -8,7 +8,7 @@ from tiny import N_BLOCKS, after, prompts, random_heads
 import eelib
 from eelib.errors import InvalidInputError
 from eelib.evaluation.latency import POSITIONS, Timings, time_pieces
-from eelib.evaluation.replay import Work, replay
+from eelib.evaluation.replay import Work, replay_policy
 
 TIMED = Timings(
     {
@@ -70,14 +70,14 @@ def test_expected_speed_of_a_policy(llama):
     heads, asked = random_heads(llama), prompts(8)
     timings = time_pieces(llama, heads, asked[:4], max_new_tokens=24)
     texts = [llama.generate(p, do_sample=False, max_new_tokens=24, eos_token_id=None)[0] for p in asked]
-    counted = after(6, texts)
-    for mask in counted:
+    loss_mask = after(6, texts)
+    for mask in loss_mask:
         mask[-1] = False
-    traces = eelib.record_traces(llama, heads, texts, counted=counted)
+    traces = eelib.record_traces(llama, heads, texts, loss_mask=loss_mask)
     for policy in (eelib.Never(), eelib.FixedExit(3, 3)):
         runs = [
             eelib.generate(llama, p, heads=heads, policy=policy, max_new_tokens=24, eos_token_id=None).stats
             for p in asked
         ]
-        work = replay(policy, traces, N_BLOCKS, [7] * len(asked))
+        work = replay_policy(policy, traces, N_BLOCKS, [7] * len(asked))
         assert timings.seconds(work) == pytest.approx(sum(s.seconds for s in runs), rel=0.5)

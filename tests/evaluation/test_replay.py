@@ -7,7 +7,7 @@ from tiny import N_BLOCKS, Pattern, after, letters, prompts, random_heads
 
 import eelib
 from eelib.errors import HeadsError, InvalidInputError
-from eelib.evaluation.replay import Work, replay
+from eelib.evaluation.replay import Work, replay_policy
 
 NEW = 24
 
@@ -21,11 +21,11 @@ def told(request, llama):
         heads = random_heads(llama, scale=0.02)
     else:
         heads = eelib.ExitHeads.init(llama, (1, 3, 5), "mlp", 40, sequences=texts, tokenizer=letters())
-        eelib.distil(llama, heads, texts, eelib.TrainConfig(epochs=6, batch_size=1, learning_rate=1e-2))
-    counted = after(6, texts)
-    for mask in counted:
+        eelib.train_heads(llama, heads, texts, eelib.TrainConfig(epochs=6, batch_size=1, learning_rate=1e-2))
+    loss_mask = after(6, texts)
+    for mask in loss_mask:
         mask[-1] = False  # what follows the text is not in it
-    return heads, asked, eelib.record_traces(llama, heads, texts, counted=counted)
+    return heads, asked, eelib.record_traces(llama, heads, texts, loss_mask=loss_mask)
 
 
 def decoded(model, heads, policy, asked) -> dict:
@@ -41,7 +41,7 @@ def decoded(model, heads, policy, asked) -> dict:
     return books
 
 
-def counted(work: Work) -> dict:
+def loss_mask(work: Work) -> dict:
     prompt = {n: times for (piece, *_, n), times in work.calls.items() if piece == "prefill"}
     positions = [sum(n * t for n, t in prompt.items())] * N_BLOCKS
     calls = [sum(prompt.values())] * N_BLOCKS
@@ -74,8 +74,8 @@ LONG = [eelib.FixedExit(1, 2), eelib.FixedExit(3, 6)]  # exact where heads never
 )
 def test_counts_are_the_engines(llama, told, policy):
     heads, asked, traces = told
-    work = replay(policy, traces, N_BLOCKS, [p.shape[1] for p in asked])
-    books, mine = decoded(llama, heads, policy, asked), counted(work)
+    work = replay_policy(policy, traces, N_BLOCKS, [p.shape[1] for p in asked])
+    books, mine = decoded(llama, heads, policy, asked), loss_mask(work)
     assert {name: getattr(work, name) for name in ("emitted", "rounds", "drafted", "accepted")} == {
         name: books[name] for name in ("emitted", "rounds", "drafted", "accepted")
     }
@@ -90,7 +90,7 @@ def test_counts_are_the_engines(llama, told, policy):
 )
 def test_long_drafts_are_exact_up_to_the_first_wrong_one(llama, told, policy):
     heads, asked, traces = told
-    work = replay(policy, traces, N_BLOCKS, [p.shape[1] for p in asked])
+    work = replay_policy(policy, traces, N_BLOCKS, [p.shape[1] for p in asked])
     books = decoded(llama, heads, policy, asked)
     assert (work.rounds, work.accepted, work.emitted) == (books["rounds"], books["accepted"], books["emitted"])
     assert work.drafted >= work.accepted and work.drafted == pytest.approx(books["drafted"], rel=0.3)
@@ -100,9 +100,9 @@ def test_what_cannot_be_replayed_is_refused(told):
     _, asked, traces = told
     lengths = [p.shape[1] for p in asked]
     with pytest.raises(InvalidInputError, match="cannot be replayed"):
-        replay(Pattern((1, 3)), traces, N_BLOCKS, lengths)
+        replay_policy(Pattern((1, 3)), traces, N_BLOCKS, lengths)
     with pytest.raises(HeadsError):
-        replay(eelib.FixedExit(2, 2), traces, N_BLOCKS, lengths)
+        replay_policy(eelib.FixedExit(2, 2), traces, N_BLOCKS, lengths)
 
 
 def test_work_adds_up():

@@ -5,7 +5,7 @@ import pytest
 from tiny import N_BLOCKS, after, prompts, random_heads
 
 import eelib
-from eelib.evaluation.replay import Exits, replay_text
+from eelib.evaluation.replay import ExitDecisions, replay_text
 from eelib.evaluation.tuning import expected
 from eelib.evaluation.weight_reads import costs, decoding_cost, inventory
 
@@ -14,7 +14,7 @@ from eelib.evaluation.weight_reads import costs, decoding_cost, inventory
 def told(llama):
     asked = prompts(4)
     texts = [llama.generate(p, do_sample=False, max_new_tokens=30, eos_token_id=None)[0] for p in asked]
-    traces = eelib.record_traces(llama, random_heads(llama), texts, counted=after(6, texts))
+    traces = eelib.record_traces(llama, random_heads(llama), texts, loss_mask=after(6, texts))
     return traces[traces.position < 36], [7] * 4
 
 
@@ -31,7 +31,7 @@ def test_rounds_by_hand():
     right = np.array([False, True, True, False, True, True, True])  # entry 0 is what prefill emits
 
     def counts(right, draft_length):
-        exits = Exits((2,), (2,), np.zeros(7, int), right, np.ones((7, 1), bool))
+        exits = ExitDecisions((2,), (2,), np.zeros(7, int), right, np.ones((7, 1), bool))
         work = replay_text(eelib.FixedExit(2, draft_length), exits, 6, 5)
         return work.emitted, work.rounds, work.drafted, work.accepted
 

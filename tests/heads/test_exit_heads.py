@@ -38,9 +38,9 @@ def test_draft_vocabulary(model, text):
     assert wide.shape[-1] == VOCAB_SIZE and wide.isfinite().sum() == 20 * logits.shape[1]
     other = torch.zeros(1, 21)
     other[0, -1] = 1
-    assert heads.tokens(other).item() == -1
+    assert heads.drafted_tokens(other).item() == -1
     other[0, 7] = 2
-    assert heads.tokens(other).item() == heads.draft_tokens[7]
+    assert heads.drafted_tokens(other).item() == heads.draft_tokens[7]
 
 
 def test_heads_with_a_draft_vocabulary_decode_losslessly(model, text):

@@ -32,8 +32,8 @@ def test_the_projects_recipes_can_be_read(name):
 
 
 def test_settings_can_be_changed_and_mistakes_are_named(file):
-    changed = eelib.Recipe.load(file, {"corpus": {"documents": 100}, "keep_lessons": False})
-    assert changed.corpus.documents == 100 and changed.corpus.length == 32 and not changed.keep_lessons
+    changed = eelib.Recipe.load(file, {"corpus": {"documents": 100}, "cache_teacher": False})
+    assert changed.corpus.documents == 100 and changed.corpus.length == 32 and not changed.cache_teacher
     for changes, message in (
         ({"corpus": {"document": 9}}, "no setting document; it has source"),
         ({"head": {}}, "something else than a recipe"),
@@ -54,11 +54,11 @@ def test_kept_lessons_make_the_same_heads(llama, file, tmp_path):
     made = {}
     for keep in (True, False):
         workspace = eelib.Workspace("tiny", tmp_path / str(keep))
-        recipe = eelib.Recipe.load(file, {"keep_lessons": keep})
+        recipe = eelib.Recipe.load(file, {"cache_teacher": keep})
         made[keep] = _, heads, _ = make_heads(recipe, llama, letters(), workspace)
         assert eelib.ExitHeads.from_pretrained(workspace.heads, llama).depths == heads.depths == (2, 4)
-        assert not (workspace.checkpoints / "lessons").is_dir() or not any(
-            (workspace.checkpoints / "lessons").iterdir()
+        assert not (workspace.checkpoints / "teacher").is_dir() or not any(
+            (workspace.checkpoints / "teacher").iterdir()
         )
     assert all(map(torch.equal, made[True][0].train, made[False][0].train))
     one, other = (pd.DataFrame(made[keep][1].training_record["validation"]) for keep in (True, False))

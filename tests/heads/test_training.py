@@ -9,10 +9,10 @@ from tiny import after, letters, prompts, tiny_model
 from transformers import AutoModelForCausalLM
 
 import eelib
-from eelib.backbone.teacher import Lesson, Lessons
+from eelib.backbone.teacher import Teacher, TeacherOutputs
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads import training
-from eelib.heads.loss import LIKELIEST, Objective
+from eelib.heads.loss import LIKELIEST, DistillationLoss
 from eelib.heads.training import Batches
 
 CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
@@ -35,10 +35,10 @@ def heads_for(model, kind="mlp"):
 @pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
 def test_training_brings_heads_closer_to_the_model(llama, text, kind, loss):
     heads = heads_for(llama, kind)
-    before = training.evaluate(llama, heads.to(llama.dtype), text)
+    before = training.evaluate_heads(llama, heads.to(llama.dtype), text)
     config = eelib.TrainConfig(epochs=12, batch_size=4, learning_rate=1e-2, loss=loss)
-    report = eelib.distil(llama, heads, text, config, validation=text)
-    after = training.evaluate(llama, heads, text)
+    report = eelib.train_heads(llama, heads, text, config, validation=text)
+    after = training.evaluate_heads(llama, heads, text)
     assert (after.agreement > before.agreement).all()
     assert loss != "kl" or (after.loss < before.loss).all()
     assert heads.training_record["validation"][0]["agreement"] == after.agreement[0]
@@ -49,8 +49,8 @@ def test_training_brings_heads_closer_to_the_model(llama, text, kind, loss):
 def test_loss_is_the_mean_over_real_tokens(llama, text):
     """Padding weighs nothing: a batch of unequal rows has the token-weighted loss of its rows."""
     heads = heads_for(llama).to(llama.dtype)
-    rows = [training.evaluate(llama, heads, [t]).loss[0] * len(t) for t in text[:3]]
-    together = training.evaluate(llama, heads, text[:3]).loss[0]
+    rows = [training.evaluate_heads(llama, heads, [t]).loss[0] * len(t) for t in text[:3]]
+    together = training.evaluate_heads(llama, heads, text[:3]).loss[0]
     assert together == pytest.approx(sum(rows) / sum(map(len, text[:3])), rel=1e-5)
 
 
@@ -60,13 +60,13 @@ def test_kl_against_torch(llama, text):
     teacher = llama(text[0][None]).logits[0].log_softmax(-1)
     student = heads.logits(2, states[2])[0].log_softmax(-1)
     expected = torch.nn.functional.kl_div(student, teacher, log_target=True, reduction="batchmean").item()
-    assert training.evaluate(llama, heads, text[:1]).loss[0] == pytest.approx(expected, rel=1e-4)
+    assert training.evaluate_heads(llama, heads, text[:1]).loss[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_other_carries_what_is_not_drafted(llama, text):
     heads = eelib.ExitHeads.init(llama, [2], "mlp", 20, sequences=text, tokenizer=letters())
     logits = llama(text[0][None]).logits[0]
-    target = heads.target(Lessons(llama, [2]).on(text[:1]))
+    target = heads.teacher_probabilities(Teacher(llama, [2]).outputs(text[:1]))
     assert target.sum(-1).allclose(torch.ones(len(target)))
     inside = logits.softmax(-1)[:, heads.draft_tokens].sum(-1)
     assert target[:, -1].allclose((1 - inside).float(), atol=1e-5)
@@ -80,22 +80,22 @@ class KilledError(Exception):
 @pytest.mark.parametrize("kept", [True, False])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_path, monkeypatch, at, kept):
     whole, parts, checkpoint = heads_for(llama), heads_for(llama), tmp_path / "run" / "heads.safetensors"
-    lessons = Lessons(llama, [2, 4], tmp_path / "lessons" if kept else None)
-    report = eelib.distil(llama, whole, text, CONFIG, lessons=lessons)
+    teacher = Teacher(llama, [2, 4], tmp_path / "teacher" if kept else None)
+    report = eelib.train_heads(llama, whole, text, CONFIG, teacher=teacher)
     step = training._train_step
 
-    def killing(heads, lesson, run, n):
+    def killing(heads, outputs, run, n):
         if run.step == at:
             raise KilledError
-        return step(heads, lesson, run, n)
+        return step(heads, outputs, run, n)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(training, "_train_step", killing)
-        eelib.distil(llama, parts, text, CONFIG, lessons=lessons, checkpoint=checkpoint)
+        eelib.train_heads(llama, parts, text, CONFIG, teacher=teacher, checkpoint=checkpoint)
     assert checkpoint.is_file() and list(checkpoint.parent.iterdir()) == [checkpoint]
     parts, log, board = heads_for(llama), tmp_path / "log.jsonl", tmp_path / "board"
-    resumed = eelib.distil(
-        llama, parts, text, CONFIG, lessons=lessons, checkpoint=checkpoint, log=log, tensorboard=board
+    resumed = eelib.train_heads(
+        llama, parts, text, CONFIG, teacher=teacher, checkpoint=checkpoint, log=log, tensorboard=board
     )
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
     assert resumed.drop(columns="tokens_per_second").equals(report.drop(columns="tokens_per_second"))
@@ -111,25 +111,25 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_pa
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("masked", [True, False])
 def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, masked):
-    masks, lessons = after(5, text) if masked else None, Lessons(llama, [2, 4])
+    masks, teacher = after(5, text) if masked else None, Teacher(llama, [2, 4])
     steps = Batches(text, masks, epochs=2, batch_size=batch_size, shuffle_buffer=8, seed=0)
-    given = list(steps.taught(lessons))
+    given = list(steps.teacher_outputs(teacher))
     assert len(given) == len(steps)
-    whole = lessons.on(text * 2, None if masks is None else masks * 2)
-    found = Lesson.joined(given)
+    whole = teacher.outputs(text * 2, None if masks is None else masks * 2)
+    found = TeacherOutputs.concatenate(given)
     assert found.log_normaliser.sort().values.allclose(whole.log_normaliser.sort().values)
     states = {round(n.item(), 9): row for n, row in zip(whole.log_normaliser, whole.states[4], strict=True)}
-    for lesson in given[:3]:  # what belongs together stays together
-        for n, row in zip(lesson.log_normaliser, lesson.states[4], strict=True):
+    for outputs in given[:3]:  # what belongs together stays together
+        for n, row in zip(outputs.log_normaliser, outputs.states[4], strict=True):
             assert min((row - states[key]).abs().max() for key in states if abs(key - n.item()) < 1e-6) < 1e-8
-    of_one_text = len(lessons.on(text[:1], None if masks is None else masks[:1]).choice)
-    assert {abs(len(a.choice) - len(b.choice)) for a in given[:2] for b in given[:2]} <= {0, 1} and of_one_text > 1
+    of_one_text = len(teacher.outputs(text[:1], None if masks is None else masks[:1]).argmax)
+    assert {abs(len(a.argmax) - len(b.argmax)) for a in given[:2] for b in given[:2]} <= {0, 1} and of_one_text > 1
 
 
 def test_a_buffer_of_one_step_changes_nothing(llama, text):
     heads = [heads_for(llama), heads_for(llama)]
     reports = [
-        eelib.distil(llama, h, text, eelib.TrainConfig(epochs=1, batch_size=4, shuffle_buffer=b, log_every=1))
+        eelib.train_heads(llama, h, text, eelib.TrainConfig(epochs=1, batch_size=4, shuffle_buffer=b, log_every=1))
         for h, b in zip(heads, (1, 4), strict=True)
     ]
     assert reports[0].loss.equals(reports[1].loss) and reports[0].tokens.equals(reports[1].tokens)
@@ -146,7 +146,7 @@ def test_a_backbone_that_does_not_fit_teaches_from_where_it_lies(llama, text, tm
     assert any(p.device.type == "meta" for p in spread.parameters())
     heads = [heads_for(model) for model in (llama, spread)]
     for model, own in zip((llama, spread), heads, strict=True):
-        eelib.distil(model, own, text, eelib.TrainConfig(epochs=1))
+        eelib.train_heads(model, own, text, eelib.TrainConfig(epochs=1))
     assert all(map(torch.equal, heads[0].state_dict().values(), heads[1].state_dict().values()))
     heads[1].save_pretrained(tmp_path / "heads")
     eelib.ExitHeads.from_pretrained(tmp_path / "heads", llama)  # the same backbone, wherever its weights lie
@@ -162,7 +162,7 @@ def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(llama, text, t
 
     monkeypatch.setattr(training, "save_file", filling)
     with pytest.raises(TrainingError, match=r"checkpoint of step 4 cannot be written .*No space left"):
-        eelib.distil(llama, heads_for(llama), text, CONFIG, checkpoint=checkpoint)
+        eelib.train_heads(llama, heads_for(llama), text, CONFIG, checkpoint=checkpoint)
     with safe_open(checkpoint, "pt") as file:
         assert json.loads(file.metadata()["state"])["step"] == 2
     assert list(tmp_path.iterdir()) == [checkpoint]
@@ -170,25 +170,25 @@ def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(llama, text, t
 
 def test_only_what_counts_is_learned_from(llama, text):
     masks = after(7, text)
-    report = eelib.distil(llama, heads_for(llama), text, CONFIG, counted=masks)
+    report = eelib.train_heads(llama, heads_for(llama), text, CONFIG, loss_mask=masks)
     assert report.tokens.max() == 2 * sum(int(mask.sum()) for mask in masks)
     answers = [own[7:] for own in text]
-    assert len(Lessons(llama, [2]).on(text, masks).choice) == sum(map(len, answers))
+    assert len(Teacher(llama, [2]).outputs(text, masks).argmax) == sum(map(len, answers))
 
 
 def test_a_checkpoint_of_another_run_is_refused(llama, text, tmp_path, monkeypatch):
     checkpoint, step = tmp_path / "heads.safetensors", training._train_step
 
-    def killing(heads, lesson, run, n):
+    def killing(heads, outputs, run, n):
         if run.step == 3:
             raise KilledError
-        return step(heads, lesson, run, n)
+        return step(heads, outputs, run, n)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(training, "_train_step", killing)
-        eelib.distil(llama, heads_for(llama), text, CONFIG, checkpoint=checkpoint)
+        eelib.train_heads(llama, heads_for(llama), text, CONFIG, checkpoint=checkpoint)
     with pytest.raises(TrainingError, match="another run"):
-        eelib.distil(llama, heads_for(llama), text[:-1], CONFIG, checkpoint=checkpoint)
+        eelib.train_heads(llama, heads_for(llama), text[:-1], CONFIG, checkpoint=checkpoint)
     assert checkpoint.is_file()
 
 
@@ -197,14 +197,14 @@ def test_a_loss_that_is_no_number_stops_training(text):
     heads = heads_for(model)
     heads.maps["4"].down.weight.data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="depth 4 is nan at step 1"):
-        eelib.distil(model, heads, text, CONFIG)
+        eelib.train_heads(model, heads, text, CONFIG)
 
 
 def test_nothing_to_train(llama, text):
     with pytest.raises(CorpusError, match="empty"):
-        eelib.distil(llama, heads_for(llama), [], CONFIG)
+        eelib.train_heads(llama, heads_for(llama), [], CONFIG)
     with pytest.raises(HeadsError, match="nothing to train"):
-        eelib.distil(llama, heads_for(llama, "none"), text, CONFIG)
+        eelib.train_heads(llama, heads_for(llama, "none"), text, CONFIG)
     for wrong in ({"loss": "mse"}, {"epochs": 0}, {"learning_rate": -1.0}, {"warmup": 1.0}):
         with pytest.raises(InvalidInputError):
             eelib.TrainConfig(**wrong)
@@ -213,28 +213,28 @@ def test_nothing_to_train(llama, text):
 @pytest.mark.parametrize("draft", [20, None])
 def test_a_loss_over_sampled_classes_estimates_the_whole(llama, text, draft):
     heads = eelib.ExitHeads.init(llama, [2, 4], "mlp", draft, sequences=text, tokenizer=letters())
-    lesson, classes = Lessons(llama, [2, 4]).on(text), (draft or llama.config.vocab_size) + (draft is not None)
-    whole, agreed = Objective(heads, lesson).at(2)
-    everything, same = Objective(heads, lesson, sampled_classes=classes).at(2)
+    outputs, classes = Teacher(llama, [2, 4]).outputs(text), (draft or llama.config.vocab_size) + (draft is not None)
+    whole, agreed = DistillationLoss(heads, outputs).of_head(2)
+    everything, same = DistillationLoss(heads, outputs, sampled_classes=classes).of_head(2)
     assert everything.item() == pytest.approx(whole.item(), rel=1e-5) and same == agreed
-    few = lesson.at(torch.tensor([3]))  # eight likeliest and some of the rest
-    whole = Objective(heads, few).at(2)[0].item()
-    drawn = [Objective(heads, few, sampled_classes=6, seed=seed) for seed in range(400)]
+    few = outputs.select(torch.tensor([3]))  # eight likeliest and some of the rest
+    whole = DistillationLoss(heads, few).of_head(2)[0].item()
+    drawn = [DistillationLoss(heads, few, sampled_classes=6, seed=seed) for seed in range(400)]
     assert all(len(o.target[0]) == LIKELIEST + 6 + (draft is not None) for o in drawn)
-    losses = torch.stack([o.at(2)[0] for o in drawn])
+    losses = torch.stack([o.of_head(2)[0] for o in drawn])
     assert losses.std() > 0 and losses.mean().item() == pytest.approx(
         whole, rel=0.2
     )  # low by a little: a logarithm of a mean
-    assert Objective(heads, few, sampled_classes=6, seed=1).at(2)[0] == losses[1]
-    assert Objective(heads, few, sampled_classes=6).at(2, agreement=False)[1].isnan()
+    assert DistillationLoss(heads, few, sampled_classes=6, seed=1).of_head(2)[0] == losses[1]
+    assert DistillationLoss(heads, few, sampled_classes=6).of_head(2, agreement=False)[1].isnan()
 
 
 def test_training_by_sampled_classes(llama, text):
     config = eelib.TrainConfig(epochs=12, batch_size=4, learning_rate=1e-2, sampled_classes=4)
     heads = [heads_for(llama), heads_for(llama)]
-    before = training.evaluate(llama, heads[0].to(llama.dtype), text)
-    reports = [eelib.distil(llama, h, text, config) for h in heads]
-    after = training.evaluate(llama, heads[0], text)
+    before = training.evaluate_heads(llama, heads[0].to(llama.dtype), text)
+    reports = [eelib.train_heads(llama, h, text, config) for h in heads]
+    after = training.evaluate_heads(llama, heads[0], text)
     assert (after.agreement > before.agreement).all() and (after.loss < before.loss).all()
     assert reports[0].loss.equals(reports[1].loss) and not reports[0].agreement.isna().any()
     with pytest.raises(InvalidInputError, match="sampled_classes=0"):

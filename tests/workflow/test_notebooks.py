@@ -104,7 +104,7 @@ def check(workspace: eelib.Workspace) -> None:
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
-    acceptance = pd.read_parquet(workspace.results / "acceptance.parquet").set_index("candidate")
+    acceptance = pd.read_parquet(workspace.results / "acceptance.parquet").set_index("decoder")
     assert {"plain", "DSSD", "transformers"} < set(acceptance.index)
     accuracy = pd.read_parquet(workspace.results / "speed_accuracy.parquet")
     assert len(accuracy) == 2 * 3 and accuracy.accuracy.between(0, 1).all()
@@ -170,7 +170,7 @@ def draw_lossless(table, n_tokens):
     figure, (axes,) = plotting.panels(1, width=plotting.COLUMN, height=2.2)
     plotted = []
     for i, ((exact, policy), cases) in enumerate(table.groupby(["exact", "policy"], sort=False)):
-        parted = cases.first_difference.where(~cases.equal, n_tokens)
+        parted = cases.first_mismatch.where(~cases.equal, n_tokens)
         still = [(parted >= n).mean() for n in range(n_tokens + 1)]
         style = {"color": "0.2", "linewidth": 2} if exact else {"color": plotting.PALETTE[i % 4]}
         style["linestyle"] = "-" if exact else plotting.LINES[i % 4]
