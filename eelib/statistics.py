@@ -1,9 +1,10 @@
-"""Bootstrap intervals over independent units, and Pareto fronts."""
+"""Bootstrap intervals over independent units, as numbers and as text, and Pareto fronts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import stats
 
 
@@ -11,6 +12,11 @@ def percentile_interval(name: str, value: float, resampled: np.ndarray) -> dict[
     """A statistic under `name`, and the middle 95% of its resampled values under name_low and name_high."""
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def format_interval(row: Mapping[str, float] | pd.Series, name: str, form: str = ".2f") -> str:
+    """A statistic and its interval as text, "0.55 [0.50, 0.61]": what a row holds under name, name_low and name_high."""
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
 def mean_interval(values: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:

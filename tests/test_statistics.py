@@ -1,6 +1,6 @@
 import numpy as np
 
-from eelib.statistics import mean_interval, median_interval, on_front, ratio_interval
+from eelib.statistics import format_interval, mean_interval, median_interval, on_front, ratio_interval
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -21,3 +21,9 @@ def test_intervals_of_nothing_and_of_equal_values():
 def test_pareto_front():
     assert on_front([1, 2, 3, 2, 3], [1, 2, 3, 3, 4]) == [True, True, True, False, False]
     assert on_front([1, 1], [1, 1]) == [True, True]
+
+
+def test_an_interval_as_text():
+    row = {"speed": 1.234, "speed_low": 1.0, "speed_high": 2.0}
+    assert format_interval(row, "speed") == "1.23 [1.00, 2.00]"
+    assert format_interval(row, "speed", "+.1f") == "+1.2 [+1.0, +2.0]"

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "attacks",
     ],
     submod_attrs={
-        "comparison": ["compare"],
+        "comparison": ["compare", "mismatches", "summarise", "token_agreement", "token_agreements"],
         "replay": ["Work", "replay_policy"],
         "latency": ["Timings", "time_pieces"],
         "weight_reads": ["Costs", "costs"],

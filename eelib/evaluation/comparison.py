@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from eelib.decoding.lossless import first_mismatch
 from eelib.decoding.session import DecodingOutput
 from eelib.errors import InvalidInputError
 from eelib.statistics import median_interval, percentile_interval, ratio_interval
@@ -50,6 +52,40 @@ def compare(
     base = runs[runs.decoder == reference][["prompt", "repeat", "tokens_per_second"]]
     base = runs[["prompt", "repeat"]].merge(base, how="left").tokens_per_second
     return runs.assign(speed_ratio=runs.tokens_per_second / base)
+
+
+def token_agreement(model: PreTrainedModel, output: DecodingOutput | Tensor, prompt_length: int) -> float:
+    """Share of the new tokens that the full model would have chosen after the same text; NaN without new tokens."""
+    tokens = getattr(output, "sequences", output)
+    with torch.no_grad():
+        choices = model(input_ids=tokens).logits[0, prompt_length - 1 : -1].argmax(-1)
+    return (choices == tokens[0, prompt_length:]).float().mean().item()
+
+
+def token_agreements(model: PreTrainedModel, runs: pd.DataFrame, prompts: Sequence[Tensor]) -> pd.Series:
+    """`token_agreement` by decoder, the mean over prompts, of what `compare` returned."""
+    first = runs[runs.repeat == 0]
+    each = [token_agreement(model, run.output, prompts[run.prompt].shape[1]) for run in first.itertuples()]
+    return first.assign(token_agreement=each).groupby("decoder", sort=False).token_agreement.mean()
+
+
+def mismatches(
+    model: PreTrainedModel, runs: pd.DataFrame, prompts: Sequence[Tensor], *, reference: str = "plain"
+) -> pd.DataFrame:
+    """Where the texts of decoders part from the reference's: one row for each that does, in what `compare` returned.
+
+    Columns: decoder, prompt, first_mismatch, gap, rounding and near_tie, as in `eelib.verify_lossless`. Lossless
+    decoding has near-ties only.
+    """
+    first = runs[runs.repeat == 0]
+    texts = first[first.decoder == reference].set_index("prompt").output
+    rows = []
+    for run in first[~first.equal].itertuples():
+        own, theirs = (getattr(output, "sequences", output)[0] for output in (run.output, texts[run.prompt]))
+        found = first_mismatch(model, prompts[run.prompt].shape[1], own, theirs)
+        rows.append({"decoder": run.decoder, "prompt": run.prompt, **found})
+    columns = ["decoder", "prompt", "first_mismatch", "gap", "rounding", "near_tie"]
+    return pd.DataFrame(rows, columns=columns).astype({"near_tie": bool})
 
 
 def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

@@ -91,3 +91,21 @@ def test_peak_memory_is_what_a_call_holds_at_once():
     peak = timing.peak_memory(lambda: torch.ones(size, dtype=torch.uint8).max())
     assert np.isnan(peak) or 0.8 * size < peak < 3 * size
     assert not timing.peak_memory(lambda: None) > 0.2 * size
+
+
+def test_token_agreement_and_mismatches(llama):
+    """Early exit by the first block's logit lens says other things than the model, and is found out."""
+
+    def early(prompt):
+        return eelib.generate(llama, prompt, policy=eelib.FixedExit(1, 1), verify=False, max_new_tokens=8)
+
+    def plain(prompt):
+        return llama.generate(prompt, do_sample=False, max_new_tokens=8)
+
+    asked = prompts(3)
+    runs = comparison.compare({"plain": plain, "early": early}, asked, reference="plain")
+    agreed = comparison.token_agreements(llama, runs, asked)
+    assert agreed["plain"] == 1 and agreed["early"] < 0.8
+    found = comparison.mismatches(llama, runs, asked)
+    assert set(found.decoder) == {"early"} and not found.near_tie.all() and (found.first_mismatch >= 0).all()
+    assert comparison.mismatches(llama, runs[runs.decoder == "plain"], asked).empty
