@@ -15,7 +15,7 @@ def percentile_interval(name: str, value: float, resampled: np.ndarray) -> dict[
 
 
 def format_interval(row: Mapping[str, float] | pd.Series, name: str, form: str = ".2f") -> str:
-    """A statistic and its interval as text, "0.55 [0.50, 0.61]": what a row holds under name, name_low and name_high."""
+    """A statistic and its interval as text, "0.55 [0.50, 0.61]": a row's values of name, name_low and name_high."""
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
