@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "latency": ["Timings", "time_pieces"],
         "weight_reads": ["Costs", "costs"],
         "tuning": ["expected"],
-        "cases": ["question_prompts"],
+        "cases": ["load_prompts", "question_prompts"],
         "attacks": ["search_prompts"],
     },
 )

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone.segments import Backbone, pad
 from eelib.confidence.metrics import confidence, known_metrics
 from eelib.corpus.chat import as_prompt
+from eelib.corpus.reading import read_documents
 from eelib.errors import InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 from eelib.packaged import case_file
@@ -50,6 +53,28 @@ def load_cases(task: str) -> list[Case]:
 def question_prompts(tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0) -> list[Int[Tensor, "1 position"]]:
     """GSM8K questions number skip, ..., skip + n - 1 as prompts: chat turns where the tokenizer has a template."""
     return [as_prompt(text, tokenizer) for text in question_texts(tokenizer, n, skip)]
+
+
+def load_prompts(
+    tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, file: str | Path | None = None
+) -> list[Int[Tensor, "1 position"]]:
+    """n prompts to decode, from number `skip` on: of a file, or GSM8K questions.
+
+    Args:
+        file: a .jsonl file with a field "text" or a .txt file with blank lines between prompts (`read_documents`); None
+            for `question_prompts`.
+
+    Raises:
+        InvalidInputError: fewer prompts are there. CorpusError: the file cannot be read.
+    """
+    if file is None:
+        return question_prompts(tokenizer, n, skip)
+    texts = list(islice(read_documents(str(file)), skip, skip + n))
+    if len(texts) < n:
+        raise InvalidInputError(
+            f"{skip + n} prompts asked for, {file} has {skip + len(texts)}: give more, or ask for less."
+        )
+    return [as_prompt(text.strip(), tokenizer) for text in texts]
 
 
 def question_texts(tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0) -> list[str]:

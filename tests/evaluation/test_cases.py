@@ -83,3 +83,14 @@ def test_missing_cases_and_unknown_tasks(tmp_path, monkeypatch):
         cases_module.load_cases("hellaswag")
     with pytest.raises(InvalidInputError, match="hellaswag, truthfulqa_mc1"):
         cases_module.load_cases("mmlu")
+
+
+def test_prompts_of_ones_own(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("the cat\n\nthe dog\n\nthe bird\n")
+    found = cases_module.load_prompts(letters(), 2, skip=1, file=file)
+    assert [letters().decode(prompt[0]) for prompt in found] == ["the dog", "the bird"]
+    with pytest.raises(InvalidInputError, match=r"4 prompts asked for, .*mine\.txt has 3"):
+        cases_module.load_prompts(letters(), 2, skip=2, file=file)
+    questions = cases_module.load_prompts(letters(), 2)
+    assert all(map(torch.equal, questions, cases_module.question_prompts(letters(), 2)))
