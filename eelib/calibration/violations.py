@@ -23,6 +23,15 @@ class Population:
     def __init__(self, tokens: HeadScores, independent: bool):
         self.tokens, self.independent = tokens, independent
 
+    @classmethod
+    def of_traces(cls, tables: Sequence[pd.DataFrame], metric: str) -> "Population":
+        """The sequences of several traces, such as those of two splits, to draw parts of."""
+        first, pooled = 0, []
+        for table in tables:
+            pooled.append(table.assign(sequence=table.sequence + first))
+            first = pooled[-1].sequence.max() + 1
+        return cls(HeadScores.of(pd.concat(pooled), metric), independent=False)
+
     def draw(self, n: int, generator: np.random.Generator) -> HeadScores:
         """n sequences. Raises CorpusError where draws without replacement would take all there are."""
         if not self.independent and n >= self.tokens.n_sequences:

@@ -8,7 +8,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "metrics": ["METRICS", "confidence", "known_metrics", "register_metric"],
         "traces": ["record_traces"],
-        "separation": ["measure_separation"],
+        "separation": [
+            "compare_separation",
+            "density_table",
+            "judge_reference",
+            "measure_separation",
+            "risk_coverage_table",
+            "roc_table",
+        ],
         "combined": ["Combined"],
     },
 )

@@ -1,17 +1,17 @@
 """How well a metric tells right head predictions from wrong ones: AUROC, AUPR, risk-coverage. Numbers, no drawing.
 
 The positive class is agreement with the full model. Tokens of one sequence are not independent, so every interval is
-a bootstrap over sequences.
+a bootstrap over sequences. `eelib.plotting.confidence` draws these tables.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy import stats
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from eelib.confidence.metrics import METRICS
 from eelib.errors import InvalidInputError
@@ -59,6 +59,11 @@ STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "aurc": aurc,
 }
 
+_NOTHING = (
+    "Every head declines everywhere, or is always right, or always wrong: there is nothing to separate. Train "
+    "heads on more text, leave draft_vocab_size out, or give more text."
+)
+
 
 def measure_separation(
     traces: pd.DataFrame,
@@ -104,10 +109,7 @@ def measure_separation(
             spread = np.nanstd(difference)
             rows.append(row | {"p": float(2 * stats.norm.sf(abs(lead) / spread)) if spread > 0 else 1.0})
     if not rows:
-        raise InvalidInputError(
-            "Every head declines everywhere, or is always right, or always wrong: there is nothing to separate. Train "
-            "heads on more text, leave draft_vocab_size out, or give more text."
-        )
+        raise InvalidInputError(_NOTHING)
     return pd.DataFrame(rows)
 
 
@@ -135,3 +137,136 @@ def _weighted(
         aurc = ((more_right + more_wrong) * (1 - precision)).sum(axis=1) / total[:, -1]
         found.append({"auroc": auroc, "aupr": aupr, "aurc": aurc})
     return {name: np.concatenate([part[name] for part in found]) for name in STATISTICS}
+
+
+def compare_separation(
+    texts: Mapping[str, pd.DataFrame],
+    metrics: Sequence[str] = METRICS,
+    *,
+    beside: Sequence[str] = (),
+    reference: str = "entropy",
+    resamples: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`measure_separation` on several kinds of text, p-values corrected for the number of comparisons.
+
+    Args:
+        texts: for each kind of text its traces.
+        metrics: those that are compared with `reference`, which is one of them.
+        beside: more columns of scores, such as `combined`: measured alike, but no part of the comparison.
+
+    Returns:
+        One row per text, depth and metric: text, the columns of `measure_separation`, and p_corrected (Bonferroni: p
+        times the number of comparisons, 1 at most; NaN for `reference` and what is `beside`).
+    """
+    given = {"reference": reference, "resamples": resamples, "seed": seed}
+    tables = {text: measure_separation(traces, [*metrics, *beside], **given) for text, traces in texts.items()}
+    table = pd.concat(tables, names=["text", None]).reset_index("text").reset_index(drop=True)
+    compared = table.metric.isin(metrics) & (table.metric != reference)
+    table["p_corrected"] = (table.p * compared.sum()).clip(upper=1).where(compared)
+    return table
+
+
+def judge_reference(table: pd.DataFrame, reference: str = "entropy", level: float = 0.05) -> pd.DataFrame:
+    """Verdict per text and depth: does the reference separate best?
+
+    Args:
+        table: from `compare_separation`.
+        level: below which p_corrected is a difference.
+
+    Returns:
+        One row per text and depth: text, depth, best (`no` where another metric separates better, `yes` where the
+        reference separates better than every other, else `undecided`), better (the metrics that separate better),
+        rival (the best other metric), and the rival's auroc_less_{reference} with _low and _high, and p_corrected.
+
+    Raises:
+        InvalidInputError: the table compares nothing with such a reference.
+    """
+    lead = f"auroc_less_{reference}"
+    if lead not in table or not table.p_corrected.notna().any():
+        raise InvalidInputError(
+            f"No metric is compared with {reference!r} here: expected a table of compare_separation."
+        )
+    rows = []
+    for (text, depth), rivals in table[table.p_corrected.notna()].groupby(["text", "depth"], sort=False):
+        better = (rivals[lead] > 0) & (rivals.p_corrected < level)
+        worse = (rivals[lead] < 0) & (rivals.p_corrected < level)
+        first = rivals.loc[rivals.auroc.idxmax()]
+        rows.append({
+            "text": text, "depth": depth, "best": "no" if better.any() else "yes" if worse.all() else "undecided",
+            "better": ", ".join(rivals.metric[better]), "rival": first.metric,
+            **first[[lead, f"{lead}_low", f"{lead}_high", "p_corrected"]],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def density_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, bins: int = 40) -> pd.DataFrame:
+    """Densities of the scores of right and of wrong tokens, per depth and metric.
+
+    Bins are those of all depths together, from the 0.5th to the 99.5th percentile of a metric's scores. Declined
+    tokens have no score. Columns: depth, metric, agrees, score (a bin's middle), density. A depth whose head is always
+    right, or always wrong, has rows of that only.
+
+    Raises:
+        InvalidInputError: every head declines everywhere.
+    """
+    spoken, rows = _spoken(traces), []
+    edges = {metric: np.linspace(*spoken[metric].quantile([0.005, 0.995]), bins + 1) for metric in metrics}
+    for (depth, agrees), table in spoken.groupby(["depth", "agrees"]):
+        for metric in metrics:
+            density, at = np.histogram(table[metric], bins=edges[metric], density=True)
+            row = {"depth": depth, "metric": metric, "agrees": agrees, "score": (at[1:] + at[:-1]) / 2}
+            rows.append(pd.DataFrame({**row, "density": density}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def roc_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, points: int = 101) -> pd.DataFrame:
+    """ROC curves, per depth and metric, at evenly spaced false-positive rates.
+
+    Declined tokens are left out, and so is a depth whose head is always right, or always wrong. Columns: depth, metric,
+    false_positive_rate, true_positive_rate.
+
+    Raises:
+        InvalidInputError: that leaves nothing.
+    """
+    at, curves = np.linspace(0, 1, points), []
+    for depth, table in _spoken(traces).groupby("depth"):
+        for metric in metrics if table.agrees.nunique() == 2 else ():
+            wrong, right, _ = roc_curve(table.agrees, table[metric])
+            rates = {"false_positive_rate": at, "true_positive_rate": np.interp(at, wrong, right)}
+            curves.append(pd.DataFrame({"depth": depth, "metric": metric, **rates}))
+    return _joined(curves)
+
+
+def risk_coverage_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, points: int = 100) -> pd.DataFrame:
+    """Risk-coverage curves, per depth and metric, at evenly spaced coverages from 0.01 on.
+
+    Coverage is a share of all tokens, declined ones included, so a curve ends where the head speaks no more. Columns:
+    depth, metric, coverage, risk. A head that always declines has no rows.
+
+    Raises:
+        InvalidInputError: all heads do.
+    """
+    curves = []
+    for depth, table in traces.groupby("depth"):
+        for metric in metrics:
+            curve = risk_coverage(table[metric].to_numpy(), table.agrees.to_numpy())
+            if not curve.empty:
+                at = np.linspace(0.01, curve.coverage.max(), points)
+                risk = np.interp(at, curve.coverage, curve.risk)
+                curves.append(pd.DataFrame({"depth": depth, "metric": metric, "coverage": at, "risk": risk}))
+    return _joined(curves)
+
+
+def _spoken(traces: pd.DataFrame) -> pd.DataFrame:
+    """The rows where a head does not decline."""
+    spoken = traces[traces.head_token >= 0]
+    if spoken.empty:
+        raise InvalidInputError(_NOTHING)
+    return spoken
+
+
+def _joined(curves: list[pd.DataFrame]) -> pd.DataFrame:
+    if not curves:
+        raise InvalidInputError(_NOTHING)
+    return pd.concat(curves, ignore_index=True)

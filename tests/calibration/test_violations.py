@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tiny import drawn
 
 from eelib.calibration.cascade import TARGETS
 from eelib.calibration.violations import Population, synthetic, violation_rates
@@ -55,3 +56,12 @@ def test_risk_keeps_its_promise_over_a_thousand_draws(dependence, epsilon):
     table = violation_rates(population, epsilon=epsilon, delta=0.1, sequences=300, methods=("risk",))
     print(table.to_string(index=False))
     assert (table.rate_low <= 0.1).all()
+
+
+def test_a_population_of_two_splits_holds_the_sequences_of_both():
+    first, second = drawn(4, seed=0), drawn(3, seed=1)
+    pool = Population.of_traces([first, second], "margin")
+    assert not pool.independent and pool.tokens.n_sequences == 7 and pool.tokens.depths == (2, 4)
+    scores = [table[table.depth == 2].margin for table in (first, second)]
+    assert pool.tokens.scores[:, 0].tolist() == [*scores[0], *scores[1]]
+    assert pool.tokens.sequence.tolist() == [*np.repeat(np.arange(7), 20)]
