@@ -9,7 +9,7 @@ from eelib.decoding.frontier import Frontier
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import Session
 from eelib.errors import InvalidInputError
-from eelib.evaluation.weight_reads import Costs
+from eelib.evaluation.weight_reads import WeightReads
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DEL(Policy):
     confidence falls below a threshold, is left out.
     """
 
-    costs: Costs
+    reads: WeightReads
     n_blocks: int
     max_draft: int = 8
     memory: float = 0.95
@@ -38,12 +38,12 @@ class DEL(Policy):
         return {"right": dict.fromkeys(head_depths, 0.5), "seen": dict.fromkeys(head_depths, 1.0)} | {"depth": None}
 
     def draft_limit(self, state):
-        best, state["depth"], length = 1 / (self.n_blocks * self.costs.block + self.costs.unembedding), None, 0
+        best, state["depth"], length = 1 / (self.n_blocks * self.reads.block + self.reads.unembedding), None, 0
         for depth in state["seen"]:
             alpha = min(state["right"][depth] / state["seen"][depth], 1 - 1e-6)
             for drafts in range(1, self.max_draft + 1):
                 tokens = (1 - alpha ** (drafts + 1)) / (1 - alpha)
-                value = tokens / self.costs.fixed_exit_round(depth, self.n_blocks, drafts)
+                value = tokens / self.reads.fixed_exit_round(depth, self.n_blocks, drafts)
                 if value > best:
                     best, state["depth"], length = value, depth, drafts
         return length

@@ -1,36 +1,48 @@
-"""What running costs: parameters and weights read per piece of the model, and from them the cost of a round.
+"""Weights read by decoding: a cost that is the same on every machine and in every run.
 
-The unit is one pass of the whole model over one position, by weights read: at batch 1 decoding waits for memory, and a
-few positions in one call read the weights once. It is a count, so it is the same on every machine and in every run;
-what the clock says is measured beside it, never derived from it.
+The unit is one pass of the whole model over one position: at batch 1 decoding waits for memory, and a few positions in
+one call read the weights once. What the clock says is measured beside it, never derived from it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.segments import Backbone
-from eelib.decoding.session import DecodingStats
+from eelib.decoding.session import DecodingOutput, DecodingStats
 from eelib.evaluation.replay import Work
 from eelib.heads.exit_heads import ExitHeads
 
 
 @dataclass(frozen=True)
-class Costs:
+class WeightReads:
     """Weights read by one call of each piece, as shares of one pass of the whole model (blocks and unembedding).
 
-    block: one block. unembedding: final norm and unembedding. heads: each head, by depth.
+    block: one block.
+    unembedding: final norm and unembedding.
+    heads: each head, by depth.
     """
 
     block: float
     unembedding: float
     heads: dict[int, float]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, heads: ExitHeads) -> "WeightReads":
+        """Of a model and its heads. A head that reads out through the model's unembedding is charged for it."""
+        backbone = Backbone.of(model)
+        block = _weights(backbone.blocks) / backbone.n_blocks
+        unembedding = backbone.unembedding.weight.numel()
+        whole = backbone.n_blocks * block + unembedding
+        return cls(block / whole, unembedding / whole, {d: heads.weights(d)[1] / whole for d in heads.depths})
 
     def fixed_exit_round(self, depth: int, n_blocks: int, draft_length: int) -> float:
         """One round of `FixedExit`: a pass to `depth` and its head per draft, one more to there for the last draft,
@@ -39,7 +51,7 @@ class Costs:
         return drafting + (n_blocks - depth) * self.block + self.unembedding
 
     def passes(self, work: Work) -> float:
-        """What decoding read, in passes of the whole model; plain decoding costs 1 a token, prefill 1."""
+        """What replayed decoding read, in passes of the whole model; plain decoding reads 1 a token, prefill 1."""
         shares = {
             "blocks": lambda first, last, _: (last - first) * self.block,
             "head": lambda depth: self.heads[depth],
@@ -49,20 +61,59 @@ class Costs:
         }
         return sum(shares[piece](*of) * times for (piece, *of), times in work.calls.items())
 
-
-def costs(model: PreTrainedModel, heads: ExitHeads) -> Costs:
-    """The costs of a model and its heads. A head that reads out through the model's unembedding is charged for it."""
-    backbone = Backbone.of(model)
-    block = _weights(backbone.blocks) / backbone.n_blocks
-    unembedding = backbone.unembedding.weight.numel()
-    whole = backbone.n_blocks * block + unembedding
-    return Costs(block / whole, unembedding / whole, {d: heads.weights(d)[1] / whole for d in heads.depths})
+    def passes_of_run(self, stats: DecodingStats) -> float:
+        """What a decoding run read, in passes of the whole model; plain decoding reads 1 a token."""
+        heads = sum(self.heads[depth] * asked for depth, asked in stats.head_positions.items())
+        return sum(stats.block_calls) * self.block + heads + stats.block_calls[-1] * self.unembedding
 
 
-def decoding_cost(costs: Costs, stats: DecodingStats) -> float:
-    """What a decoding run read, in passes of the whole model; plain decoding costs 1 a token."""
-    heads = sum(costs.heads[depth] * asked for depth, asked in stats.head_positions.items())
-    return sum(stats.block_calls) * costs.block + heads + stats.block_calls[-1] * costs.unembedding
+def emitted_depths(output: DecodingOutput) -> Int[np.ndarray, " token"]:
+    """The depth at which each new token was decided; the number of blocks where the full model spoke."""
+    trace = output.trace
+    return trace.depth[~trace.drafted | trace.accepted].to_numpy(int)
+
+
+def exit_costs(runs: pd.DataFrame, reads: WeightReads) -> pd.DataFrame:
+    """What a token took: blocks run, and all weights read, mean over the new tokens of all prompts.
+
+    Args:
+        runs: from `compare`; the first repeat counts.
+
+    Returns:
+        One row a decoder: decoder, generated_blocks (share of all blocks below the exit), passes_per_token (weights
+        read, in passes of the whole model) and coverage (share of tokens that left before the end).
+    """
+    rows = []
+    for name, outputs in _outputs(runs):
+        n_blocks, depths = len(outputs[0].stats.block_calls), np.concatenate([emitted_depths(out) for out in outputs])
+        rows.append({
+            "decoder": name, "generated_blocks": depths.mean() / n_blocks,
+            "passes_per_token": sum(reads.passes_of_run(out.stats) for out in outputs) / len(depths),
+            "coverage": (depths < n_blocks).mean(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def exit_shares(runs: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:
+    """Where the new tokens of all prompts were decided.
+
+    Args:
+        runs: from `compare`; the first repeat counts.
+        depths: of the heads, and the number of blocks for the full model.
+
+    Returns:
+        One row a decoder: decoder, and share_{depth} for each depth.
+    """
+    rows = []
+    for name, outputs in _outputs(runs):
+        found = np.concatenate([emitted_depths(out) for out in outputs])
+        rows.append({"decoder": name} | {f"share_{depth}": (found == depth).mean() for depth in depths})
+    return pd.DataFrame(rows)
+
+
+def _outputs(runs: pd.DataFrame) -> list[tuple[str, list[DecodingOutput]]]:
+    first = runs[runs.repeat == 0]
+    return [(name, list(table.output)) for name, table in first.groupby("decoder", sort=False)]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from eelib.baselines.ee_llm import EELLMSession
 from eelib.baselines.sled import FLOOR, SLED, SLEDSession, evolve_logits
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.evaluation.comparison import working
-from eelib.evaluation.weight_reads import costs
+from eelib.evaluation.weight_reads import WeightReads
 
 LENGTH = {"max_new_tokens": 20, "eos_token_id": None}
 
@@ -178,8 +178,8 @@ def test_draft_and_verify_moves_its_threshold_towards_the_target(llama, heads):
 
 
 def test_del_drafts_where_it_pays_and_stays_lossless(llama, heads):
-    price = costs(llama, heads)
-    policy = DEL(price, N_BLOCKS)
+    reads = WeightReads.of(llama, heads)
+    policy = DEL(reads, N_BLOCKS)
     state = policy.start(prompts(1)[0], heads.depths)
     for _ in range(20):
         policy.shadow(state, 1, 10, 10)
@@ -198,7 +198,7 @@ def test_del_drafts_where_it_pays_and_stays_lossless(llama, heads):
 
     for prompt in prompts(4):
         seen.clear()
-        out = eelib.generate(llama, prompt, heads=heads, policy=Watched(price, N_BLOCKS), session=DELSession, **LENGTH)
+        out = eelib.generate(llama, prompt, heads=heads, policy=Watched(reads, N_BLOCKS), session=DELSession, **LENGTH)
         assert torch.equal(out.sequences, own_text(llama, prompt, **LENGTH))
         # Each emitted token but the first comes from one verified state, and every exit was asked about each.
         traces = eelib.record_traces(llama, heads, [out.sequences[0]])

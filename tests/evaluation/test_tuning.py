@@ -7,7 +7,7 @@ from tiny import N_BLOCKS, after, prompts, random_heads
 import eelib
 from eelib.evaluation.replay import ExitDecisions, replay_text
 from eelib.evaluation.tuning import expected
-from eelib.evaluation.weight_reads import costs, decoding_cost, inventory
+from eelib.evaluation.weight_reads import WeightReads, inventory
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +42,18 @@ def test_rounds_by_hand():
 
 def test_passes_of_the_whole_model(llama, told):
     heads = random_heads(llama)
-    price = costs(llama, heads)
-    assert price.block * 6 + price.unembedding == pytest.approx(1) and price.heads[1] > price.unembedding
+    reads = WeightReads.of(llama, heads)
+    assert reads.block * 6 + reads.unembedding == pytest.approx(1) and reads.heads[1] > reads.unembedding
     table = expected({"plain": eelib.Never(), "fixed": eelib.FixedExit(3, 4)}, told[0], N_BLOCKS, told[1])
     plain, fixed = table.work
-    assert price.passes(plain) == pytest.approx(120)
-    whole = price.fixed_exit_round(3, N_BLOCKS, 4)
+    assert reads.passes(plain) == pytest.approx(120)
+    whole = reads.fixed_exit_round(3, N_BLOCKS, 4)
     runs = [
         eelib.generate(llama, p, heads=heads, policy=eelib.FixedExit(3, 4), max_new_tokens=30, eos_token_id=None).stats
         for p in prompts(4)
     ]
-    assert price.passes(fixed) == pytest.approx(sum(decoding_cost(price, stats) for stats in runs))
-    assert price.passes(fixed) == pytest.approx(fixed.rounds * whole + 4, rel=0.1)  # last rounds are shorter
+    assert reads.passes(fixed) == pytest.approx(sum(reads.passes_of_run(stats) for stats in runs))
+    assert reads.passes(fixed) == pytest.approx(fixed.rounds * whole + 4, rel=0.1)  # last rounds are shorter
 
 
 def test_inventory(llama):
