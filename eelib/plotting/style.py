@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eelib.confidence.metrics import known_metrics
+from eelib.errors import InvalidInputError
 from eelib.workspace import atomic_write
 
 COLUMN, PAGE = 3.25, 5.5
@@ -77,6 +78,24 @@ def panels(n: int, width: float = PAGE, height: float = 2.2, **kwargs) -> tuple[
 def band(axes: Axes, table: pd.DataFrame, x: str, y: str, **style) -> None:
     """A line of y over x with its interval {y}_low ... {y}_high as error bars."""
     table = table.sort_values(x)
+    axes.errorbar(table[x], table[y], yerr=interval_errors(table, y), capsize=1.5, elinewidth=0.7, **style)
+
+
+def interval_errors(table: pd.DataFrame, name: str) -> list[pd.Series]:
+    """How far intervals reach below and above their values, as matplotlib's error bars take it."""
     # The middle of few resamples may not hold the value itself.
-    errors = [(table[y] - table[f"{y}_low"]).clip(lower=0), (table[f"{y}_high"] - table[y]).clip(lower=0)]
-    axes.errorbar(table[x], table[y], yerr=errors, capsize=1.5, elinewidth=0.7, **style)
+    return [(table[name] - table[f"{name}_low"]).clip(lower=0), (table[f"{name}_high"] - table[name]).clip(lower=0)]
+
+
+def with_interval(name: str) -> tuple[str, str, str]:
+    """The columns of a value with its interval."""
+    return name, f"{name}_low", f"{name}_high"
+
+
+def check_table(table: pd.DataFrame, *columns: str) -> None:
+    """Raises InvalidInputError for a table that no figure can be drawn from: without rows, or without these columns."""
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InvalidInputError(f"The table to draw has no column {', '.join(missing)}: it has {', '.join(table)}.")
+    if table.empty:
+        raise InvalidInputError(f"The table to draw has no rows: expected at least one, with {', '.join(columns)}.")

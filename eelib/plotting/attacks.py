@@ -1,0 +1,64 @@
+"""Attacks on early exits: what they reach in each mode of decoding, and how soon the monitor notices a shift."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eelib.plotting.style import COLUMN, LINES, MARKERS, PALETTE, check_table, panels, with_interval
+
+
+def speed_under_attack(table: pd.DataFrame) -> Figure:
+    """Agreement against speed under forged thresholds and found prompts, a marker a mode.
+
+    Args:
+        table: one row per mode, file and prompts: mode, file ("honest", or a forged one), prompts ("ordinary", or what
+            they were found for), agreement, speed_ratio with its interval. On the left ordinary prompts, on the right
+            the honest file; of honest files on ordinary prompts the first row is for the left, the last for the right.
+    """
+    check_table(table, "mode", "file", "prompts", "agreement", *with_interval("speed_ratio"))
+    by_file = table[table.prompts == "ordinary"].drop_duplicates(["mode", "file"])
+    by_prompt = table[table.file == "honest"].drop_duplicates(["mode", "prompts"], keep="last")
+    markers = dict(zip(table["mode"].unique(), MARKERS, strict=False))
+    figure, (left, right) = panels(2, height=2.9, sharey=True)
+    _draw_attack(left, by_file, "file", markers)
+    _draw_attack(right, by_prompt, "prompts", markers)
+    for mode, marker in markers.items():
+        left.plot([], [], marker, color="0.4", label=mode)
+    for axes, title in ((left, "thresholds"), (right, "prompts, honest thresholds")):
+        axes.axvline(1, color="0.7", linewidth=0.6, zorder=0)
+        axes.set(title=title, ylim=(0, 1.05))
+        axes.legend(fontsize=6, loc="lower right", handletextpad=0)
+    left.set_ylabel("agreement with the full model")
+    figure.supxlabel("speed, ratio to plain decoding (95% interval)", fontsize=8)
+    return figure
+
+
+def _draw_attack(axes: Axes, table: pd.DataFrame, group: str, markers: dict[str, str]) -> None:
+    colors = dict(zip(table[group].unique(), PALETTE, strict=False))
+    for row in table.to_dict("records"):
+        color = colors[row[group]]
+        interval = [row["speed_ratio_low"], row["speed_ratio_high"]]
+        axes.plot(interval, [row["agreement"]] * 2, color=color, linewidth=0.7)
+        axes.plot(row["speed_ratio"], row["agreement"], color=color, marker=markers[row["mode"]])
+    for name, color in colors.items():
+        axes.plot([], [], "o", color=color, label=name)
+
+
+def alarms_over_time(table: pd.DataFrame, false_alarm: float, unshifted: str = "own") -> Figure:
+    """Share of runs in which the monitor has raised its alarm, over sequences, a line a kind of text.
+
+    Args:
+        table: one row per text and number of sequences: text, sequences, share_of_runs (`alarm_shares`).
+        false_alarm: chance of an alarm without a shift that is allowed, a dotted line.
+        unshifted: the text that thresholds were calibrated for.
+    """
+    check_table(table, "text", "sequences", "share_of_runs")
+    figure, (axes,) = panels(1, width=COLUMN, height=2.2)
+    for i, (text, part) in enumerate(table.groupby("text", sort=False)):
+        label = f"{text}: no shift" if text == unshifted else text
+        style = {"color": PALETTE[i % len(PALETTE)], "linestyle": LINES[i % len(LINES)]}
+        axes.plot(part.sequences, part.share_of_runs, label=label, **style)
+    axes.axhline(false_alarm, color="0.5", linestyle=":", linewidth=0.8, label=f"false alarms allowed: {false_alarm:g}")
+    axes.set(xlabel="audited sequences", ylabel="share of runs with an alarm", ylim=(0, 1.02))
+    axes.legend(fontsize=6, loc="center right")
+    return figure
