@@ -9,11 +9,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl
 
-.PHONY: help paper paper-full test test-slow bench bench-heads lab lint
+.PHONY: help paper paper-full test test-slow bench bench-heads bench-predictions lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: CONFIG=config/pythia.yaml, ARGS="options of Snakemake or pytest", LAB_ARGS, PYTHON=python3.12'
 
 paper: $(READY) $(OFFLINE)  ## run the notebooks that are out of date; figures land in figures/
@@ -33,6 +33,9 @@ bench: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
 
 bench-heads: $(READY) $(OFFLINE)  ## print what making heads costs, as ratios (ARGS="generation training recipes")
 	@$(BIN)/python tests/bench/heads.py $(ARGS)
+
+bench-predictions: $(READY) $(OFFLINE)  ## print how well speed is predicted, also beside a busy process
+	@$(BIN)/python tests/bench/predictions.py $(ARGS)
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)

@@ -164,6 +164,16 @@ def learn_then_test(traces: pd.DataFrame, column: str, epsilon: float, delta: fl
     return chosen
 
 
+def thresholds(traces: pd.DataFrame, epsilons: Sequence[float], delta: float) -> pd.DataFrame:
+    """`learn_then_test` for each confidence in the traces and each ε: confidence, epsilon, threshold."""
+    return pd.DataFrame(
+        {"confidence": name, "epsilon": epsilon, "threshold": learn_then_test(traces, name, epsilon, delta)}
+        for name in CONFIDENCES
+        if name in traces
+        for epsilon in epsilons
+    )
+
+
 def _score(
     name: str,
     logits: Float[Tensor, "token classes"],

@@ -1,22 +1,146 @@
-"""Prompts made to abuse early exits, found by search: what somebody who may ask many times can reach."""
+"""Attacks on early exits: forged thresholds, prompts found by search, and how soon a monitor notices a shift."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.calibration.cascade import HeadScores
+from eelib.calibration.p_values import alarm_times
 from eelib.calibration.thresholds import Calibration
 from eelib.confidence.traces import record_traces
 from eelib.corpus.chat import answers
-from eelib.errors import InvalidInputError
+from eelib.decoding.engine import generate
+from eelib.decoding.policies import Confidence, Never
+from eelib.errors import EelibError, InvalidInputError
+from eelib.evaluation.comparison import compare, summarise, token_agreements
+from eelib.evaluation.weight_reads import emitted_depths
 from eelib.heads.exit_heads import ExitHeads
 
 GOALS = ("wrong exits", "no exits")
 """wrong exits: tokens that exit and are not the model's own, so that early exit answers wrongly. no exits: tokens that
 need all blocks, so that answers are slow."""
+
+MODES = {
+    "lossless": {"exact": True},
+    "lossless, no back-off": {"exact": True},
+    "early exit": {"verify": False},
+}
+"""Modes of decoding that an attack meets, and what `generate` is told for each. The first backs off. Lossless decoding
+is `exact`, so that every token must be plain decoding's."""
+
+
+def forge_thresholds(honest: Calibration, traces: pd.DataFrame) -> dict[str, Calibration]:
+    """Calibrations that somebody might write in place of an honest one; their digests fit.
+
+    Args:
+        traces: of calibration text, for the lowest and the highest score that a head can be expected to reach.
+    """
+    scores, n = traces[honest.metric], len(honest.depths)
+    low, high = float(scores.replace(-np.inf, np.nan).min()), float(scores.max())
+    return {
+        "all exit at once": replace(honest, thresholds=(low,) * n),
+        "only the deepest head, always": replace(honest, thresholds=(None,) * (n - 1) + (low,)),
+        "none exits": replace(honest, thresholds=(high,) * n),
+    }
+
+
+def load_tampered(
+    model: PreTrainedModel, heads: ExitHeads, honest: Calibration, forged: Calibration, prompt: Tensor
+) -> pd.DataFrame:
+    """What becomes of files of thresholds that were edited, forged, or made for other heads.
+
+    Args:
+        honest: the calibration that is written first.
+        forged: one with other thresholds and a digest that fits.
+        prompt: [1, position]; a file that loads is used for one token of it.
+
+    Returns:
+        One row a file: file (what was done to it), outcome ("used", or "refused: " and the error's words).
+    """
+    n = len(honest.depths)
+    cases = {
+        "as it was written": (honest.to_json, None),
+        "thresholds edited": (_edit(honest, thresholds=list(forged.thresholds)), None),
+        "forged, with a digest that fits": (forged.to_json, None),
+        "forged, where the caller expects a digest": (forged.to_json, honest.digest),
+        "as it was written, where the caller expects its digest": (honest.to_json, honest.digest),
+        "a threshold too few": (_edit(honest, thresholds=list(honest.thresholds[1:])), None),
+        "NaN": (_edit(honest, thresholds=[float("nan")] * n), None),
+        "out of the metric's range": (replace(honest, thresholds=(1e9,) * n).to_json, None),
+        "of other heads": (replace(honest, heads_fingerprint="0" * 64).to_json, None),
+    }
+    rows = []
+    for name, (write, digest) in cases.items():
+        with TemporaryDirectory() as folder:
+            file, outcome = Path(folder) / "calibration.json", "used"
+            write(file)
+            try:
+                policy = Confidence.from_calibration(Calibration.from_json(file, digest=digest))
+                generate(model, prompt, heads=heads, policy=policy, max_new_tokens=1)
+            except EelibError as error:
+                outcome = f"refused: {error}".replace(folder, "...")
+        rows.append({"file": name, "outcome": outcome})
+    return pd.DataFrame(rows)
+
+
+def _edit(calibration: Calibration, **changes) -> Callable[[Path], None]:
+    """Writes a calibration and changes the file, as an editor would: the digest inside stays."""
+
+    def write(file: Path) -> None:
+        calibration.to_json(file)
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return write
+
+
+def compare_modes(
+    model: PreTrainedModel,
+    heads: ExitHeads,
+    calibrations: Mapping[str, Calibration],
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int = 40,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each calibration in each mode of decoding, beside plain decoding of the same prompts.
+
+    Args:
+        calibrations: by name.
+        prompts: [1, position] each.
+        seed: of the bootstrap over prompts.
+
+    Returns:
+        One row per calibration and mode: mode, file (the calibration's name), equal (share of texts that are plain
+        decoding's), acceptance_rate, speed_ratio with its interval and deviation, agreement (`token_agreements`), and
+        coverage (share of a text's new tokens that left before the end, mean over prompts).
+    """
+    settings, decoders = (
+        [],
+        {"plain": partial(generate, model, policy=Never(), max_new_tokens=max_new_tokens, exact=True)},
+    )
+    for file, calibration in calibrations.items():
+        for mode, options in MODES.items():
+            name = str(len(settings))
+            policy = Confidence.from_calibration(calibration, back_off=mode == "lossless")
+            options = {"heads": heads, "policy": policy, "max_new_tokens": max_new_tokens, **options}
+            decoders[name] = partial(generate, model, **options)
+            settings.append({"decoder": name, "mode": mode, "file": file})
+    runs = compare(decoders, prompts, reference="plain")
+    runs["coverage"] = [(emitted_depths(out) < len(out.stats.block_calls)).mean() for out in runs.output]
+    table = pd.DataFrame(settings).merge(summarise(runs, seed=seed)).set_index("decoder")
+    table["agreement"] = token_agreements(model, runs, prompts)
+    table["coverage"] = runs.groupby("decoder").coverage.mean()
+    kept = table.filter(regex="^(mode|file|equal|acceptance_rate|speed_ratio.*|agreement|coverage)$")
+    return kept.reset_index(drop=True)
 
 
 def search_prompts(
@@ -72,3 +196,61 @@ def search_prompts(
         pool += judged(made, number)
         pool.sort(key=lambda found: -found["wrong"] if goal == "wrong exits" else found["coverage"])
     return pd.DataFrame(pool).drop(columns=["question", "tail"]).drop_duplicates("text", ignore_index=True)
+
+
+def alarm_runs(
+    texts: Mapping[str, pd.DataFrame],
+    calibration: Calibration,
+    epsilon: float,
+    *,
+    false_alarm: float,
+    runs: int = 1000,
+    sequences: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """When a monitor of the promise raises its alarm, on sequences drawn anew from each kind of text.
+
+    Args:
+        texts: traces by kind of text.
+        calibration: the thresholds in use, and the target that is watched.
+        epsilon: what is promised.
+        false_alarm: chance of an alarm, ever, while the promise is kept.
+        runs, sequences: so many runs, each over so many sequences.
+
+    Returns:
+        One row per kind and run: text, mean_loss (over all of the text's sequences; the promise is kept up to
+        1 - epsilon), run, sequences_to_alarm (inf in runs without one).
+    """
+    tables = []
+    for text, traces in texts.items():
+        tokens = HeadScores.of(traces, calibration.metric)
+        losses = tokens.losses(calibration.thresholds, calibration.target, epsilon)
+        raised = alarm_times(losses, 1 - epsilon, false_alarm=false_alarm, runs=runs, sequences=sequences, seed=seed)
+        found = {"text": text, "mean_loss": losses.mean(), "run": np.arange(runs), "sequences_to_alarm": raised}
+        tables.append(pd.DataFrame(found))
+    return pd.concat(tables, ignore_index=True)
+
+
+def alarm_delays(alarms: pd.DataFrame) -> pd.DataFrame:
+    """How soon the monitor noticed, from `alarm_runs`. Index: text. Columns: mean_loss, share_of_runs_with_an_alarm,
+    median_sequences_to_alarm and sequences_to_alarm_in_90% (of the runs; inf where fewer had one)."""
+    rows = [
+        {
+            "text": text, "mean_loss": table.mean_loss.iloc[0],
+            "share_of_runs_with_an_alarm": np.isfinite(table.sequences_to_alarm).mean(),
+            "median_sequences_to_alarm": np.median(table.sequences_to_alarm),
+            "sequences_to_alarm_in_90%": np.quantile(table.sequences_to_alarm, 0.9, method="higher"),
+        }
+        for text, table in alarms.groupby("text", sort=False)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).set_index("text")
+
+
+def alarm_shares(alarms: pd.DataFrame, sequences: int = 500) -> pd.DataFrame:
+    """Share of runs with an alarm by then, from `alarm_runs`: text, sequences (0 to this many), share_of_runs."""
+    numbers = np.arange(sequences + 1)
+    tables = []
+    for text, table in alarms.groupby("text", sort=False):
+        share = (table.sequences_to_alarm.to_numpy()[:, None] <= numbers).mean(axis=0)
+        tables.append(pd.DataFrame({"text": text, "sequences": numbers, "share_of_runs": share}))
+    return pd.concat(tables)

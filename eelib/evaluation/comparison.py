@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from eelib.decoding.lossless import first_mismatch
 from eelib.decoding.session import DecodingOutput
 from eelib.errors import InvalidInputError
-from eelib.statistics import median_interval, percentile_interval, ratio_interval
+from eelib.statistics import format_interval, median_interval, percentile_interval, ratio_interval
 from eelib.timing import interleaved
 
 Decoder = Callable[[Tensor], DecodingOutput | Tensor]
@@ -67,6 +67,19 @@ def token_agreements(model: PreTrainedModel, runs: pd.DataFrame, prompts: Sequen
     first = runs[runs.repeat == 0]
     each = [token_agreement(model, run.output, prompts[run.prompt].shape[1]) for run in first.itertuples()]
     return first.assign(token_agreement=each).groupby("decoder", sort=False).token_agreement.mean()
+
+
+def block_shares(runs: pd.DataFrame, prompts: Sequence[Tensor]) -> pd.Series:
+    """Positions that passed a block over those that plain decoding passes, by decoder: mean over prompts and blocks, of
+    what `compare` returned. NaN for decoders that do not say."""
+    first = runs[runs.repeat == 0]
+    each = [
+        np.mean(run.output.stats.block_positions) / (prompts[run.prompt].shape[1] + run.emitted - 1)
+        if hasattr(run.output, "stats")
+        else np.nan
+        for run in first.itertuples()
+    ]
+    return first.assign(blocks=each).groupby("decoder", sort=False).blocks.mean()
 
 
 def mismatches(
@@ -151,3 +164,41 @@ def relative_speed(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0)
     speeds = runs.groupby(["prompt", "decoder"]).tokens_per_second.median().unstack()
     value, low, high = median_interval(speeds[ours] / speeds[theirs], seed=seed)
     return {"relative_speed": value, "relative_speed_low": low, "relative_speed_high": high}
+
+
+def acceptance_ratios(runs: pd.DataFrame, ours: Sequence[str], rivals: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
+    """`acceptance_ratio` and `relative_speed` of each of ours over each rival: one row a pair, decoder and against."""
+    return pd.DataFrame([
+        {
+            "decoder": name, "against": rival, **acceptance_ratio(runs, name, rival, seed=seed),
+            **relative_speed(runs, name, rival, seed=seed),
+        }
+        for name in ours
+        for rival in rivals
+    ])  # fmt: skip
+
+
+def acceptance_in_words(summary: pd.DataFrame, pairs: pd.DataFrame, rival: str, claimed: float = 1.66) -> list[str]:
+    """What a comparison of drafting methods found, a line of Markdown each.
+
+    Args:
+        summary: `summarise`; decoders that drafted have a line each.
+        pairs: `acceptance_ratios`.
+        rival: the one whose ratios are told, and set beside the claim.
+        claimed: the ratio that the paper reports (arXiv 2407.21082).
+    """
+    lines = [
+        f"- {row['decoder']}: acceptance {format_interval(row, 'acceptance_rate')}, "
+        f"{format_interval(row, 'accepted_per_round')} accepted a round, {row['drafts_per_token']:.2f} drafts a token, "
+        f"{format_interval(row, 'speed_ratio')} times plain decoding's speed."
+        for row in summary[summary.acceptance_rate.notna()].to_dict("records")
+    ]
+    told = pairs[pairs.against == rival]
+    lines += [
+        f"- {row['decoder']} against {rival}: acceptance **{format_interval(row, 'acceptance_ratio')} times** as high, "
+        f"at {format_interval(row, 'relative_speed')} times the tokens per second."
+        for row in told.to_dict("records")
+    ]
+    reached = told[(told.acceptance_ratio >= claimed) & (told.relative_speed >= 1)].decoder
+    verdict = f"reached by {', '.join(reached)}" if len(reached) else "not reached"
+    return [*lines, f"- **The paper's {claimed} at equal or better speed: {verdict}.**"]

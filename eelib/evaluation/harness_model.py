@@ -1,6 +1,7 @@
-"""The model class of lm-evaluation-harness with early exits: a token is scored by the first head that is sure.
+"""Model classes for lm-evaluation-harness: early exits, and any function from token ids to logits.
 
-Needs the extra `bench`. Likelihoods are teacher-forced, one pass over each text; generation goes through the engine.
+Needs the extra `bench`. `EarlyExitLM` scores a token by the first head that is sure: likelihoods are teacher-forced, one
+pass over each text; generation goes through the engine.
 """
 
 import copy
@@ -13,17 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from eelib.backbone.segments import Backbone, pad
 from eelib.calibration.thresholds import Calibration
-from eelib.confidence.metrics import check_metric, check_thresholds
+from eelib.confidence.metrics import check_metric, check_thresholds, confidence
 from eelib.decoding.engine import generate
 from eelib.decoding.policies import Confidence, Never, Policy
 from eelib.errors import HeadsError, InvalidInputError, MissingExtraError
-from eelib.evaluation.cases import score_tokens
 from eelib.heads.exit_heads import ExitHeads
 
 try:
@@ -210,14 +211,64 @@ class EarlyExitLM(HFLM):
             padded = pad([torch.tensor(text) for text in batch])[0].to(self.device)
             read = []
             for depth, state in self.cut.states(padded, [*self._depths(), self.cut.n_blocks]).items():
-                metrics = [] if self.metric is None else [self.metric]
-                at = score_tokens(self.cut, self.heads, depth, state[row, position], target, metrics)
-                no_score = -math.inf if depth < self.cut.n_blocks else math.inf
-                score = at.get(self.metric, torch.full(target.shape, no_score))
-                read.append([score.float().cpu().numpy(), at["log_prob"].cpu().numpy(), at["greedy"].cpu().numpy()])
+                at_depth = score_tokens(self.cut, self.heads, depth, state[row, position], target, self.metric)
+                read.append([values.cpu().numpy() for values in at_depth])
             ends = np.cumsum([len(tokens) for *_, tokens in asked])[:-1]
             parts = [np.split(np.stack(each), ends, axis=1) for each in zip(*read, strict=True)]
             yield {key: values for (_, _, key, _), values in zip(asked, zip(*parts, strict=True), strict=True)}
+
+
+class LogitsLM(HFLM):
+    """The harness's own model class over a function from token ids to logits. Generation is the plain model's.
+
+    Args:
+        logits: of the model that scores: token ids [text, position] to logits [text, position, vocab].
+        settings: the harness's own (`batch_size`, `max_length`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        logits: Callable[[Int[Tensor, "text position"]], Float[Tensor, "text position vocab"]],
+        **settings,
+    ):
+        super().__init__(model, tokenizer=tokenizer, **settings)
+        self.logits = logits
+
+    @torch.no_grad()
+    def _model_call(self, inps: Tensor, **kwargs) -> Tensor:
+        return self.logits(inps.to(self.model.device))
+
+
+@torch.no_grad()
+def score_tokens(
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    depth: int,
+    hidden: Float[Tensor, "token hidden"],
+    target: Int[Tensor, " token"],
+    metric: str | None,
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"], Bool[Tensor, " token"]]:
+    """What is said at `depth` of the tokens that follow some states.
+
+    Returns:
+        The metric of the logits that the head drafts with (-inf where it declines or no metric is given, inf for the
+        full model, which always speaks); the log-probability of each target in nats, over the whole vocabulary; and
+        whether no other token has a larger logit.
+    """
+    parts = []
+    for states, tokens in zip(hidden.split(1024), target.split(1024), strict=True):
+        full = depth == backbone.n_blocks
+        logits = backbone.unembed(states) if full else heads.full_logits(depth, states)
+        score = torch.full(tokens.shape, math.inf if full else -math.inf)
+        if not full and metric is not None:
+            drafting = heads.logits(depth, states)
+            score = confidence(drafting, [metric])[metric].float()
+            score = score.masked_fill(heads.drafted_tokens(drafting) < 0, -math.inf)
+        log_prob = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        parts.append((score, log_prob, logits.argmax(-1) == tokens))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 class _Until(MultiTokenEOSCriteria):

@@ -1,5 +1,6 @@
 """What each piece of decoding takes by the clock, measured while it decodes, and from that the speed to expect."""
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from eelib.decoding.engine import generate
 from eelib.decoding.frontier import Frontier
 from eelib.decoding.policies import Confidence, FixedExit, Never
-from eelib.decoding.session import DecodingCall, Session
+from eelib.decoding.session import DecodingCall, DecodingStats, Session
 from eelib.errors import InvalidInputError
 from eelib.evaluation.replay import Work
 from eelib.heads.exit_heads import ExitHeads
@@ -30,11 +31,15 @@ class Timings:
 
     pieces: keys as in `Work.calls`, measured in place, with what the other pieces leave in the caches.
     per_round, per_token: bookkeeping, fitted to what remains; a token is one emitted or drafted.
+    plain: seconds a token of plain decoding, measured turn by turn with the pieces, prefill included.
+    scale: what all seconds were multiplied by since they were measured.
     """
 
     pieces: dict[tuple, float]
     per_round: float
     per_token: float
+    plain: float
+    scale: float = 1.0
 
     def seconds(self, work: Work) -> float:
         """What work is expected to take."""
@@ -44,10 +49,20 @@ class Timings:
     def tokens_per_second(self, work: Work) -> float:
         return work.emitted / self.seconds(work)
 
+    def scaled(self, plain: float) -> "Timings":
+        """The same timings in a minute in which plain decoding takes `plain` seconds a token: the machine is shared,
+        and what its neighbours take slows every piece down."""
+        factor = plain / self.plain
+        return Timings(
+            {key: factor * seconds for key, seconds in self.pieces.items()}, factor * self.per_round,
+            factor * self.per_token, plain, factor * self.scale,
+        )  # fmt: skip
+
     def with_heads(self, other: "Timings", depths: Sequence[int]) -> "Timings":
         """The same model's blocks with other heads: at each of these depths one that takes what `other`'s take on
         average. For exits by the model's logit lens, of which a few are timed."""
-        seconds = float(np.mean([s for key, s in other.pieces.items() if key[0] == "head"]))
+        pieces = other.scaled(self.plain).pieces
+        seconds = float(np.mean([s for key, s in pieces.items() if key[0] == "head"]))
         blocks = {key: s for key, s in self.pieces.items() if key[0] != "head"}
         return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
 
@@ -89,8 +104,9 @@ def time_pieces(
     max_new_tokens: int = 40,
 ) -> Timings:
     """Times every segment that ends or begins at a head, every head, embedding, unembedding and prefill, by decoding
-    the prompts with policies that between them use each at so many positions a call. The first prompt, cut short, warms
-    up.
+    the prompts with policies that between them use each at so many positions a call. Before and after each of these
+    runs the prompt is decoded plainly, and the run's seconds are taken relative to that: a slow minute then slows no
+    piece more than another. The first prompt, cut short, warms up.
 
     Args:
         prompts: [1, position] each, at least two.
@@ -103,22 +119,34 @@ def time_pieces(
         raise InvalidInputError(f"{len(prompts)} prompts: expected at least two, since the first one warms up.")
     policies = [Never(), Confidence("max_prob", (2.0,) * len(heads.depths), back_off=False)]  # asks all, in vain
     policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in positions[1:]]
-    pieces, rest = defaultdict(list), []
+    runs: list[tuple[float, list, DecodingStats]] = []  # plain seconds a token around it, seconds of the pieces, counts
     for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens if number else 8}
+        before = _plain_seconds(model, prompt, **options)
         for policy in policies:
             log: list[tuple[tuple, float]] = []
-            stats = generate(
-                model, prompt, heads=heads, policy=policy, max_new_tokens=max_new_tokens if number else 8,
-                session=lambda call, log=log: _Timed(log, call),
-            ).stats  # fmt: skip
+            timed = functools.partial(_Timed, log)
+            stats = generate(model, prompt, heads=heads, policy=policy, session=timed, **options).stats
+            after = _plain_seconds(model, prompt, **options)
             if number:
-                for key, seconds in log:
-                    pieces[key].append(seconds)
-                spent = sum(seconds for _, seconds in log)
-                rest.append((stats.rounds, stats.emitted + stats.drafted, stats.seconds - spent))
-    counts, remains = np.array([row[:2] for row in rest], float), np.array([row[2] for row in rest])
-    per_round, per_token = np.linalg.lstsq(counts, remains, rcond=None)[0].clip(min=0)
-    return Timings({key: float(np.median(found)) for key, found in pieces.items()}, float(per_round), float(per_token))
+                runs.append(((before + after) / 2, log, stats))
+            before = after
+    usual = float(np.median([around for around, *_ in runs]))
+    pieces, counts, remains = defaultdict(list), [], []
+    for around, log, stats in runs:
+        for key, seconds in log:
+            pieces[key].append(seconds * usual / around)
+        counts.append((stats.rounds, stats.emitted + stats.drafted))
+        remains.append((stats.seconds - sum(seconds for _, seconds in log)) * usual / around)
+    per_round, per_token = np.linalg.lstsq(np.array(counts, float), np.array(remains), rcond=None)[0].clip(min=0)
+    medians = {key: float(np.median(found)) for key, found in pieces.items()}
+    return Timings(medians, float(per_round), float(per_token), usual)
+
+
+def _plain_seconds(model: PreTrainedModel, prompt: Tensor, **generate_kwargs) -> float:
+    """Seconds a token of plain decoding."""
+    stats = generate(model, prompt, policy=Never(), **generate_kwargs).stats
+    return stats.seconds / stats.emitted
 
 
 def _between(known: dict[int, float], n: int) -> float:

@@ -1,30 +1,309 @@
-"""From traces to a policy: what policies would do on text that the model wrote, and which of them is best."""
+"""Tuning: settings counted on the model's own text, priced by the latency model, and the best decided by the clock."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from eelib.decoding.policies import Policy
+from eelib.calibration.thresholds import calibrate
+from eelib.confidence.traces import record_traces
+from eelib.decoding.engine import generate
+from eelib.decoding.policies import Confidence, FixedExit, Never, Policy
+from eelib.errors import InvalidInputError
+from eelib.evaluation.comparison import Decoder, compare, summarise
+from eelib.evaluation.latency import Timings
 from eelib.evaluation.replay import replay_policy
+from eelib.heads.exit_heads import ExitHeads
 
 
-def expected(
+@dataclass(frozen=True)
+class Setting:
+    """A policy with the heads that it asks, and its parameters as they stand in tables.
+
+    kind: what it is tuned among ("DSSD"); the best of each kind is chosen.
+    policy: as `generate` takes it.
+    heads: as `generate` takes them; None for the logit lens.
+    parameters: by column: epsilon, max_draft, deepest; or depth, draft_length.
+    """
+
+    kind: str
+    policy: Policy
+    heads: ExitHeads | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def decoder(self, model: PreTrainedModel, **generate_kwargs) -> Decoder:
+        """A decoder for `compare`: verified, greedy unless told otherwise."""
+        options = {"do_sample": False, **generate_kwargs}
+        return lambda prompt: generate(model, prompt, heads=self.heads, policy=self.policy, **options)
+
+
+PLAIN = Setting("plain", Never())
+
+
+def dssd_settings(
+    traces: pd.DataFrame,
+    heads: ExitHeads,
+    metric: str,
+    epsilons: Sequence[float],
+    max_drafts: Sequence[int],
+    deepest: Sequence[int] | None = None,
+) -> list[Setting]:
+    """DSSD by empirical thresholds, without back-off: every ε, longest draft and deepest head that is asked.
+
+    Args:
+        traces: of calibration text.
+        deepest: depths; None for each head's.
+    """
+    settings = []
+    for epsilon in epsilons:
+        calibration = calibrate(traces, metric, epsilon)
+        for max_draft in max_drafts:
+            for depth in heads.depths if deepest is None else deepest:
+                policy = Confidence.from_calibration(calibration, max_draft, back_off=False, deepest=depth)
+                parameters = {"epsilon": epsilon, "max_draft": max_draft, "deepest": depth}
+                settings.append(Setting("DSSD", policy, heads, parameters))
+    return settings
+
+
+def layerskip_settings(heads: ExitHeads, draft_lengths: Sequence[int], kind: str) -> list[Setting]:
+    """LayerSkip's decoding: every head's depth and number of drafts; heads of kind `none` are the logit lens."""
+    return [
+        Setting(kind, FixedExit(depth, n), heads, {"depth": depth, "draft_length": n})
+        for depth in heads.depths
+        for n in draft_lengths
+    ]
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """Texts that the model writes greedily, which policies are replayed on.
+
+    prompts: [1, position] each.
+    sequences: prompt and new tokens, [position] each.
+    loss_mask: for each sequence the positions whose next token is the model's.
+    """
+
+    prompts: list[Tensor]
+    sequences: list[Tensor]
+    loss_mask: list[Tensor]
+
+    @classmethod
+    def write(cls, model: PreTrainedModel, prompts: Sequence[Tensor], **generate_kwargs) -> "OwnTexts":
+        """The model's greedy answers to prompts."""
+        decode = PLAIN.decoder(model, **generate_kwargs)
+        sequences = [decode(prompt).sequences[0].cpu() for prompt in prompts]
+        masks = []
+        for text, prompt in zip(sequences, prompts, strict=True):
+            place = torch.arange(len(text))
+            masks.append((place >= prompt.shape[1] - 1) & (place < len(text) - 1))  # what follows the text is not in it
+        return cls(list(prompts), sequences, masks)
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        return [prompt.shape[1] for prompt in self.prompts]
+
+    def first(self, n: int) -> "OwnTexts":
+        """The first n of them."""
+        return OwnTexts(self.prompts[:n], self.sequences[:n], self.loss_mask[:n])
+
+    def traces(self, model: PreTrainedModel, heads: ExitHeads) -> pd.DataFrame:
+        """As `record_traces` gives them."""
+        return record_traces(model, heads, self.sequences, loss_mask=self.loss_mask)
+
+
+def count_work(
     policies: Mapping[str, Policy], traces: pd.DataFrame, n_blocks: int, prompt_lengths: Sequence[int]
 ) -> pd.DataFrame:
-    """What each policy would do on traced texts (see `eelib.evaluation.replay`), summed over them.
+    """What each policy would do on traced texts (`replay_policy`), summed over them.
 
     Columns: policy (its name), emitted, rounds, drafted, accepted, acceptance_rate, accepted_per_round,
-    drafts_per_token, tokens_per_round, work (a `Work`, which `Timings` prices in seconds and `Costs` in weights read).
-    Rates are NaN where nothing was drafted.
+    drafts_per_token, tokens_per_round, work (a `Work`, which `Timings` prices in seconds and `WeightReads` in weights
+    read). Rates are NaN where nothing was drafted.
     """
     rows = []
     for name, policy in policies.items():
         work = replay_policy(policy, traces, n_blocks, prompt_lengths)
         rows.append({
             "policy": name, "emitted": work.emitted, "rounds": work.rounds, "drafted": work.drafted,
-            "accepted": work.accepted, "acceptance_rate": work.accepted / work.drafted if work.drafted else np.nan,
+            "accepted": work.accepted,
+            "acceptance_rate": work.accepted / work.drafted if work.drafted else float("nan"),
             "accepted_per_round": work.accepted / work.rounds, "drafts_per_token": work.drafted / work.emitted,
             "tokens_per_round": (work.emitted - len(prompt_lengths)) / work.rounds, "work": work,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def predict(
+    model: PreTrainedModel, settings: Sequence[Setting], texts: OwnTexts, timings: Mapping[str, Timings]
+) -> pd.DataFrame:
+    """What settings would do on the model's own texts, and their predicted speed.
+
+    Args:
+        timings: by kind.
+
+    Returns:
+        One row a setting, in their order: the counts and rates of `count_work`, tokens_per_second (predicted), a column
+        for each parameter, and kind.
+    """
+    tables, n_blocks = [], model.config.get_text_config().num_hidden_layers
+    for kind in dict.fromkeys(setting.kind for setting in settings):
+        own = [setting for setting in settings if setting.kind == kind]
+        traces = texts.traces(model, own[0].heads)
+        policies = {str(number): setting.policy for number, setting in enumerate(own)}
+        table = count_work(policies, traces, n_blocks, texts.prompt_lengths)
+        table["tokens_per_second"] = table.work.map(timings[kind].tokens_per_second)
+        parameters = pd.DataFrame([dict(setting.parameters) for setting in own])
+        tables.append(pd.concat([table.drop(columns=["policy", "work"]), parameters], axis=1).assign(kind=kind))
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` found.
+
+    grid: every setting with its predicted speed, as `predict` returns it.
+    runs: what the finalists, and what was decoded beside them, did by the clock, as `compare` returns it.
+    finalists: one row a finalist: kind, its parameters, `summarise` of its runs, and whether it is chosen.
+    chosen: the best setting of each kind by the clock.
+    """
+
+    grid: pd.DataFrame
+    runs: pd.DataFrame
+    finalists: pd.DataFrame
+    chosen: dict[str, Setting]
+
+
+def tune(
+    model: PreTrainedModel,
+    settings: Sequence[Setting],
+    texts: OwnTexts,
+    timings: Mapping[str, Timings],
+    *,
+    finalists: int = 2,
+    decoded: int = 4,
+    beside: Mapping[str, Setting] | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    **generate_kwargs,
+) -> Tuning:
+    """Chooses a setting of each kind for tokens per second: all predicted, the best of them decoded.
+
+    Args:
+        settings: to choose from.
+        texts: of tuning prompts, which nothing is reported on.
+        timings: by kind, of this model and these heads (`time_pieces`).
+        finalists: of each kind, decoded for real.
+        decoded: so many of the prompts, at least one.
+        beside: other settings to decode turn by turn with them, by name.
+        generate_kwargs: as `generate` takes them.
+
+    Raises:
+        InvalidInputError: no settings, or fewer prompts than are to be decoded.
+    """
+    if not settings or not 1 <= decoded <= len(texts.prompts) or finalists < 1:
+        raise InvalidInputError(
+            f"{len(settings)} settings, {len(texts.prompts)} prompts, decoded={decoded}, finalists={finalists}: "
+            "expected settings, at least one finalist, and at least as many prompts as are to be decoded."
+        )
+    grid = predict(model, settings, texts, timings)
+    best = grid.sort_values("tokens_per_second", ascending=False).groupby("kind", sort=False).head(finalists)
+    named = {"plain": PLAIN, **(beside or {})}
+    named |= {f"finalist {number}": settings[number] for number in best.index}
+    decoders = {name: setting.decoder(model, **generate_kwargs) for name, setting in named.items()}
+    runs = compare(decoders, texts.prompts[:decoded], reference="plain", repeats=repeats)
+    measured = summarise(runs, seed=seed).set_index("decoder")
+    rows = [
+        {"kind": grid.kind[number], **settings[number].parameters, **measured.loc[f"finalist {number}"]}
+        for number in best.index
+    ]
+    table = pd.DataFrame(rows, index=best.index)
+    winners = table.groupby("kind", sort=False).speed_ratio.idxmax()
+    table["chosen"] = table.index.isin(winners)
+    return Tuning(grid, runs, table, {kind: settings[number] for kind, number in winners.items()})
+
+
+def chosen_settings(table: pd.DataFrame, traces: pd.DataFrame, heads: ExitHeads, metric: str) -> dict[str, Setting]:
+    """The settings that an earlier `tune` chose, from a table with its `settings_table`.
+
+    Args:
+        table: columns decoder, kind, epsilon, max_draft and deepest (DSSD), depth and draft_length (the others); rows
+            without any of them (plain decoding) are passed over.
+        traces: of the calibration text that DSSD was tuned with.
+        heads: those of DSSD, and of the kinds that do not name the logit lens.
+        metric: DSSD's.
+    """
+    found = {}
+    for row in table.to_dict("records"):
+        if not pd.isna(row["epsilon"]):
+            given = [row["epsilon"]], [int(row["max_draft"])], [int(row["deepest"])]
+            (found[row["decoder"]],) = dssd_settings(traces, heads, metric, *given)
+        elif not pd.isna(row["depth"]):
+            depth, n = int(row["depth"]), int(row["draft_length"])
+            reads = None if row["kind"].endswith("logit lens") else heads
+            parameters = {"depth": depth, "draft_length": n}
+            found[row["decoder"]] = Setting(row["kind"], FixedExit(depth, n), reads, parameters)
+    return found
+
+
+def curve_settings(
+    chosen: Mapping[str, Setting],
+    traces: pd.DataFrame,
+    heads: ExitHeads,
+    metric: str,
+    epsilons: Sequence[float],
+    draft_lengths: Sequence[int],
+    rival: str,
+) -> dict[str, Setting]:
+    """Neighbours of chosen settings, by name: the chosen DSSD at other ε, the rival with other draft lengths."""
+    dssd, other = chosen["DSSD"].parameters, chosen[rival].parameters
+    others = sorted(set(epsilons) - {dssd["epsilon"]})
+    settings = dssd_settings(traces, heads, metric, others, [dssd["max_draft"]], [dssd["deepest"]])
+    found = {f"DSSD, ε = {setting.parameters['epsilon']:g}": setting for setting in settings}
+    for n in sorted(set(draft_lengths) - {other["draft_length"]}):
+        parameters = {"depth": other["depth"], "draft_length": n}
+        found[f"{rival}, {other['depth']} x {n}"] = Setting(rival, FixedExit(other["depth"], n), heads, parameters)
+    return found
+
+
+def settings_table(settings: Mapping[str, Setting]) -> pd.DataFrame:
+    """Names and parameters of settings as columns: decoder (the name), kind, and a column for each parameter."""
+    rows = [{"decoder": name, "kind": setting.kind, **setting.parameters} for name, setting in settings.items()]
+    return pd.DataFrame(rows)
+
+
+def check_predictions(
+    model: PreTrainedModel, policies: Mapping[str, Setting], texts: OwnTexts, timings: Timings, runs: pd.DataFrame
+) -> pd.DataFrame:
+    """Predicted beside measured speed of some settings, all with the same heads.
+
+    The timings are those of one minute and the runs of another: predictions are scaled by what plain decoding took in
+    each, which leaves the costs of the pieces to each other to be judged.
+
+    Args:
+        policies: by name, each among the decoders of `runs`.
+        texts: of the prompts of `runs`.
+        runs: from `compare`, with the decoder "plain".
+
+    Returns:
+        One row a setting: policy, predicted and measured (tokens per second, medians over prompts), error (predicted
+        over measured, less 1), drafted and drafted_measured, scale.
+    """
+    n_blocks = model.config.get_text_config().num_hidden_layers
+    plain = runs[runs.decoder == "plain"]
+    scaled = timings.scaled(float((plain.seconds / plain.emitted).median()))
+    heads = next(setting.heads for setting in policies.values() if setting.heads is not None)
+    traces, tables = texts.traces(model, heads), []
+    for prompt, own in traces.groupby("sequence"):
+        work = {name: setting.policy for name, setting in policies.items()}
+        tables.append(count_work(work, own.assign(sequence=0), n_blocks, [texts.prompt_lengths[prompt]]))
+    each = pd.concat(tables)
+    each["predicted"] = each.work.map(scaled.tokens_per_second)
+    table = each.groupby("policy", sort=False).agg(predicted=("predicted", "median"), drafted=("drafted", "sum"))
+    by_prompt = runs.groupby(["decoder", "prompt"]).tokens_per_second.median()
+    table["measured"] = by_prompt.groupby("decoder").median()
+    table["error"] = table.predicted / table.measured - 1
+    table["drafted_measured"] = runs[runs.repeat == 0].groupby("decoder").drafted.sum()
+    return table.assign(scale=scaled.scale).reset_index()

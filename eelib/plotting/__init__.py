@@ -4,8 +4,35 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["style"],
+    submodules=[
+        "accuracy",
+        "attacks",
+        "calibration",
+        "confidence",
+        "heads",
+        "layerskip",
+        "speed",
+        "style",
+        "tokens",
+        "training",
+    ],
     submod_attrs={
+        "accuracy": ["accuracy_against_cost", "anytime_quality", "exits_and_speed"],
+        "attacks": ["alarms_over_time", "speed_under_attack"],
+        "heads": ["agreement_against_cost", "agreement_against_tokens"],
+        "layerskip": ["exits_by_depth", "full_model_change"],
+        "calibration": ["promised_against_achieved", "shifted_agreement", "violations"],
+        "confidence": ["auroc_by_depth", "risk_coverage_curves", "roc_curves", "score_densities"],
+        "speed": [
+            "acceptance_by_exit",
+            "acceptance_curve",
+            "baselines",
+            "popular_claims",
+            "predicted_speed",
+            "setting_label",
+            "speed_against_agreement",
+            "tuned_speed",
+        ],
         "style": [
             "COLUMN",
             "LINES",
@@ -13,6 +40,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "PAGE",
             "PALETTE",
             "band",
+            "check_table",
             "depth_style",
             "epsilon_style",
             "metric_style",
@@ -20,5 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "save_figure",
             "use_style",
         ],
+        "tokens": ["depth_shares", "settled_shares", "tokens_html"],
+        "training": ["training_curves"],
     },
 )

@@ -18,6 +18,7 @@ TIMED = Timings(
     },
     per_round=0.01,
     per_token=0.001,
+    plain=1.0,
 )  # fmt: skip
 
 
@@ -47,6 +48,16 @@ def test_seconds_add_up():
     with pytest.raises(InvalidInputError, match="depth 4"):
         TIMED.seconds(other)
     assert TIMED.with_heads(TIMED, [4]).seconds(other) == pytest.approx(0.05)
+
+
+def test_timings_of_a_slower_minute():
+    work = Work(emitted=10, rounds=5, drafted=8, accepted=4, calls=Counter({("head", 2): 8, ("blocks", 2, 6, 3): 5}))
+    slow = TIMED.scaled(2.0)
+    assert slow.seconds(work) == pytest.approx(2 * TIMED.seconds(work)) and slow.scale == 2 and slow.plain == 2
+    assert slow.scaled(1.0).scale == pytest.approx(1)
+    # Heads that were timed in a slower minute count as what they take in this one.
+    head = Work(calls=Counter({("head", 4): 1}))
+    assert TIMED.with_heads(slow, [4]).seconds(head) == pytest.approx(0.05)
 
 
 def test_timing_meets_every_piece_and_changes_no_token(llama):

@@ -1,12 +1,17 @@
 """What policies are expected to do, and what it costs."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from tiny import N_BLOCKS, after, prompts, random_heads
 
 import eelib
+from eelib.errors import InvalidInputError
+from eelib.evaluation import tuning
+from eelib.evaluation.latency import Timings
 from eelib.evaluation.replay import ExitDecisions, replay_text
-from eelib.evaluation.tuning import expected
+from eelib.evaluation.tuning import count_work
 from eelib.evaluation.weight_reads import WeightReads, inventory
 
 
@@ -20,7 +25,7 @@ def told(llama):
 
 def test_a_grid_of_policies(llama, told):
     policies = {f"{d} x {n}": eelib.FixedExit(d, n) for d in (1, 3) for n in (1, 4)} | {"plain": eelib.Never()}
-    table = expected(policies, *told[:1], N_BLOCKS, told[1]).set_index("policy")
+    table = count_work(policies, *told[:1], N_BLOCKS, told[1]).set_index("policy")
     assert list(table.index) == list(policies) and table.emitted.eq(120).all()
     assert table.acceptance_rate["1 x 4"] == table.accepted["1 x 4"] / table.drafted["1 x 4"]
     assert table.tokens_per_round["plain"] == 1 and np.isnan(table.acceptance_rate["plain"])
@@ -44,7 +49,7 @@ def test_passes_of_the_whole_model(llama, told):
     heads = random_heads(llama)
     reads = WeightReads.of(llama, heads)
     assert reads.block * 6 + reads.unembedding == pytest.approx(1) and reads.heads[1] > reads.unembedding
-    table = expected({"plain": eelib.Never(), "fixed": eelib.FixedExit(3, 4)}, told[0], N_BLOCKS, told[1])
+    table = count_work({"plain": eelib.Never(), "fixed": eelib.FixedExit(3, 4)}, told[0], N_BLOCKS, told[1])
     plain, fixed = table.work
     assert reads.passes(plain) == pytest.approx(120)
     whole = reads.fixed_exit_round(3, N_BLOCKS, 4)
@@ -66,3 +71,82 @@ def test_inventory(llama):
     assert table.bytes["head at 3"] == (32 * 33 + 32 * 97) * 8
     drafted = eelib.ExitHeads.init(llama, [3], "linear")
     assert inventory(llama, drafted).set_index("piece").bytes["head at 3"] == (97 * 32 + 32) * 8
+
+
+@pytest.fixture(scope="module")
+def tuned(llama):
+    """A small grid, tuned on the model's own text; prices in which a draft at depth 1 is nearly free."""
+    heads, asked = random_heads(llama), prompts(3)
+    texts = tuning.OwnTexts.write(llama, asked, max_new_tokens=12, eos_token_id=None)
+    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1}
+    pieces |= {("blocks", a, b, 1): float(b - a) for a, b in ((0, 1), (0, 3), (1, 6), (3, 6), (0, 6))}
+    timings = Timings(pieces | {("head", depth): 0.01 for depth in heads.depths}, 0.0, 0.0, plain=6.1)
+    settings = tuning.layerskip_settings(heads, (1, 4), "LayerSkip, our heads")
+    settings = [s for s in settings if s.parameters["depth"] < 5]
+    traces = eelib.record_traces(llama, heads, [p[0] for p in prompts(4, 20, seed=1)])
+    settings += tuning.dssd_settings(traces, heads, "max_prob", (0.2,), (2, 4), deepest=(3,))
+    kinds = dict.fromkeys(("LayerSkip, our heads", "DSSD"), timings)
+    length = {"max_new_tokens": 12, "eos_token_id": None}
+    beside = {"never": tuning.PLAIN}
+    return traces, heads, settings, tuning.tune(llama, settings, texts, kinds, decoded=2, beside=beside, **length)
+
+
+def test_own_texts_are_the_models_and_their_masks_end_before_the_last(llama):
+    texts = tuning.OwnTexts.write(llama, prompts(2), max_new_tokens=5, eos_token_id=None)
+    own = [llama.generate(p, do_sample=False, max_new_tokens=5, eos_token_id=None)[0] for p in prompts(2)]
+    assert all(map(torch.equal, texts.sequences, own)) and texts.prompt_lengths == [7, 7]
+    assert texts.loss_mask[0].tolist() == [False] * 6 + [True] * 5 + [False] and len(texts.first(1).sequences) == 1
+
+
+def test_tuning_predicts_every_setting_and_lets_the_clock_choose(tuned):
+    _, _, settings, found = tuned
+    assert len(found.grid) == len(settings) == 6 and found.grid.kind.value_counts()["DSSD"] == 2
+    assert found.grid.tokens_per_second.gt(0).all() and found.grid.emitted.eq(36).all()
+    assert set(found.chosen) == {"LayerSkip, our heads", "DSSD"} and found.finalists.chosen.sum() == 2
+    for kind, setting in found.chosen.items():
+        best = found.finalists[found.finalists.kind == kind].set_index("chosen").speed_ratio
+        assert best[True] == best.max() and setting.kind == kind
+    assert set(found.runs.decoder) == {"plain", "never", *(f"finalist {i}" for i in found.finalists.index)}
+
+
+def test_chosen_settings_come_back_from_a_table(tuned):
+    traces, heads, _, found = tuned
+    table = pd.concat([pd.DataFrame([{"decoder": "plain"}]), tuning.settings_table(found.chosen)])
+    again = tuning.chosen_settings(table, traces, heads, "max_prob")
+    assert {kind: setting.policy for kind, setting in again.items()} == {
+        kind: setting.policy for kind, setting in found.chosen.items()
+    }
+    curve = tuning.curve_settings(found.chosen, traces, heads, "max_prob", (0.2, 0.3), (1, 4), "LayerSkip, our heads")
+    assert sum(setting.kind == "DSSD" for setting in curve.values()) == 1 and "DSSD, ε = 0.3" in curve
+    assert len(curve) == 2, "neighbours only, not what is chosen"
+
+
+def test_tuning_refuses_what_cannot_be(llama, tuned):
+    texts = tuning.OwnTexts.write(llama, prompts(1), max_new_tokens=4)
+    for settings, options in (([], {}), (tuned[2], {"decoded": 2}), (tuned[2], {"decoded": 1, "finalists": 0})):
+        with pytest.raises(InvalidInputError, match="expected settings"):
+            tuning.tune(llama, settings, texts, {}, **options)
+
+
+def test_predictions_are_scaled_by_what_plain_decoding_takes(llama):
+    """Twice as slow a minute halves what is predicted, and the table says so."""
+    texts = tuning.OwnTexts.write(llama, prompts(2), max_new_tokens=8, eos_token_id=None)
+    heads = random_heads(llama)
+    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1, ("blocks", 0, 6, 1): 1.0}
+    pieces |= {("blocks", 0, 1, 1): 0.2, ("blocks", 1, 6, 1): 0.8, ("head", 1): 0.1}
+    timings = Timings(pieces, 0.0, 0.0, plain=1.1)
+    policies = {"plain": tuning.PLAIN, "1 x 1": tuning.Setting("fixed", eelib.FixedExit(1, 1), heads)}
+    tables = {}
+    for slowness in (1, 2):
+        runs = pd.DataFrame({
+            "decoder": ["plain", "1 x 1"] * 2, "prompt": [0, 0, 1, 1], "repeat": 0, "emitted": 8, "drafted": 3,
+            "seconds": slowness * 8.8,
+        })  # fmt: skip
+        runs["tokens_per_second"] = runs.emitted / runs.seconds
+        tables[slowness] = tuning.check_predictions(llama, policies, texts, timings, runs).set_index("policy")
+    once, twice = tables.values()
+    assert once.scale.eq(1).all() and twice.scale.to_numpy() == pytest.approx(2)
+    assert twice.predicted.to_numpy() == pytest.approx(once.predicted.to_numpy() / 2)
+    assert once.predicted["plain"] == pytest.approx(8 / (1 + 7 * 1.1)) and once.measured["plain"] == pytest.approx(
+        1 / 1.1
+    )

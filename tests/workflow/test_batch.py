@@ -18,7 +18,7 @@ from eelib.errors import BatchError, InvalidInputError
 from workflow import batch
 
 NOTEBOOKS = ("00_quickstart", "01_train_heads", "02_confidence", "03_calibration", "04_speed_accuracy", "05_acceptance")
-FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_peers", "10_duel")
+FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_baselines", "10_popular_claims")
 TRAINING = [  # what the Snakefile expects of 01
     "data/corpora/tiny/corpus.json",
     *(f"data/corpora/tiny/{split}.parquet" for split in ("train", "calibration", "test")),
@@ -128,7 +128,7 @@ def test_round_trip(project):
     assert status == 0 and all(f"notebook_{name} " in said for name in NOTEBOOKS)
     assert not any(name in said for name in FULL)
     status, said = run(project, "full", "--dry-run")
-    assert status == 0 and all(f"notebook_{name} " in said for name in NOTEBOOKS + FULL)
+    assert status == 0 and all(f"notebook_{name} " in said for name in (*NOTEBOOKS, *FULL, "05_acceptance_full"))
 
     assert run(project, ONE)[0] == 0
     save_with_output(project / "notebooks" / "01_train_heads.ipynb")

@@ -41,14 +41,14 @@ SMALL = {
         "tuning_prompts": 2, "held_out_prompts": 2, "max_new_tokens": 8, "epsilons": [0.5], "max_drafts": [4],
         "draft_lengths": [2, 4], "decoded_prompts": 1, "finalists": 1,
     },
-    "09_peers": {
-        "tuning_prompts": 2, "peer_prompts": 1, "repeats": 2, "epsilons": [0.5],
-        "classifier_texts": 8, "claimed": [0.8], "cases": 3, "sled_exits": 2,
+    "09_baselines": {
+        "tuning_prompts": 2, "decoded_prompts": 1, "repeats": 2, "epsilons": [0.5], "classifier_texts": 8,
         "max_new_tokens": 8, "compile_static": False,
     },
-    "10_duel": {
-        "tuning_prompts": 2, "judged_prompts": 2, "epsilons": [0.8], "draft_lengths": [1], "max_new_tokens": 8,
+    "10_popular_claims": {
+        "decoded_prompts": 1, "repeats": 1, "thresholds": [0.8], "cases": 3, "sled_exits": 2, "max_new_tokens": 8,
     },
+    "05_acceptance_full": {"held_out_prompts": 2, "curve_epsilons": [0.8], "curve_draft_lengths": [1]},
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 def check(workspace: eelib.Workspace) -> None:
     figures = {p.name for p in workspace.figures.iterdir()}
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 25
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 28
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")

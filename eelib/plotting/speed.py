@@ -1,0 +1,233 @@
+"""Speed and acceptance: tuned policies, predictions, the curve over ε, and the baselines."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eelib.plotting.style import COLUMN, MARKERS, PALETTE, depth_style, panels
+
+PAPERS_RATIO = 1.66
+"""Acceptance of DSSD over LayerSkip's, as the paper reports it (arXiv 2407.21082)."""
+
+
+def interval_errors(table: pd.DataFrame, name: str) -> list[pd.Series]:
+    """How far an interval reaches below and above its value, as matplotlib's error bars take it."""
+    return [(table[name] - table[f"{name}_low"]).clip(lower=0), (table[f"{name}_high"] - table[name]).clip(lower=0)]
+
+
+def setting_label(row: Mapping[str, float]) -> str:
+    """The parameters of a setting in a few characters: "ε = 0.7" or "6 x 2"; empty without any."""
+    if not pd.isna(row.get("epsilon")):
+        return f"ε = {row['epsilon']:g}"
+    if not pd.isna(row.get("depth")):
+        return f"{row['depth']:.0f} x {row['draft_length']:.0f}"
+    return ""
+
+
+def acceptance_by_exit(grid: pd.DataFrame, dssd_acceptance: float, dssd_label: str) -> Figure:
+    """Acceptance rate of fixed exits over depth, a line a draft length, a panel a kind.
+
+    Args:
+        grid: `Tuning.grid`; rows with a depth are drawn: kind, depth, draft_length, acceptance_rate.
+        dssd_acceptance, dssd_label: of the chosen DSSD, a dotted line.
+    """
+    fixed = grid[grid.depth.notna()]
+    kinds, lengths = list(dict.fromkeys(fixed.kind)), sorted(fixed.draft_length.unique())
+    style = depth_style(range(len(lengths)))
+    figure, axes_list = panels(len(kinds), height=2.4, sharey=True)
+    for axes, kind in zip(axes_list, kinds, strict=True):
+        for i, n in enumerate(lengths):
+            part = fixed[(fixed.kind == kind) & (fixed.draft_length == n)].sort_values("depth")
+            marker = "o" if len(part) <= 8 else None
+            label = f"{n:.0f} draft" + ("s" if n > 1 else "")
+            axes.plot(part.depth, part.acceptance_rate, **style[i], marker=marker, label=label)
+        axes.axhline(dssd_acceptance, color=PALETTE[7], linestyle=":", label=dssd_label)
+        axes.set(title=kind, xlabel="depth [blocks]", ylim=(0, 1))
+        if len(part) <= 8:
+            axes.set_xticks(part.depth)
+    axes_list[0].set_ylabel("acceptance rate (tuning prompts)")
+    handles = axes_list[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(handles[1]), fontsize=6, columnspacing=1)
+    return figure
+
+
+def tuned_speed(result: pd.DataFrame) -> Figure:
+    """Acceptance and speed of each decoder, and DSSD's acceptance over each LayerSkip's.
+
+    Args:
+        result: one row a decoder: `summarise`, the settings' parameters, and acceptance_ratio with its interval in the
+            rows of those that DSSD is compared with.
+    """
+    order = result.iloc[::-1].reset_index(drop=True)
+    labels = [f"{row['decoder']}\n{setting_label(row)}".strip() for row in order.to_dict("records")]
+    figure, (accepted, speed, ratio) = panels(3, height=2.4)
+    for axes, value, label in (
+        (accepted, "acceptance_rate", "acceptance rate\n(95%)"),
+        (speed, "speed_ratio", "speed, ratio\nto plain (95%)"),
+    ):
+        axes.errorbar(
+            order[value], range(len(order)), xerr=interval_errors(order, value), fmt="o", capsize=1.5, elinewidth=0.7,
+            color=PALETTE[0],
+        )  # fmt: skip
+        axes.set(xlabel=label, ylim=(-0.5, len(order) - 0.5), yticks=range(len(order)))
+        axes.set_yticklabels(labels if axes is accepted else [])
+    speed.axvline(1, color="0.6", linewidth=0.6)
+    accepted.set_xlim(0, 1)
+    rivals = result[result.acceptance_ratio.notna()].reset_index(drop=True)
+    errors = interval_errors(rivals, "acceptance_ratio")
+    ratio.errorbar(rivals.index, rivals.acceptance_ratio, yerr=errors, fmt="o", capsize=1.5, color=PALETTE[0])
+    ratio.axhline(PAPERS_RATIO, color=PALETTE[7], linestyle=":", label=f"the paper: {PAPERS_RATIO}")
+    names = [name.removeprefix("LayerSkip, ").replace(" ", "\n") for name in rivals.decoder]
+    ratio.set_xticks(rivals.index, names)
+    ratio.set(xlim=(-0.5, len(rivals) - 0.5), ylabel="DSSD's acceptance\nover LayerSkip's (95%)")
+    ratio.set_ylim(0, None)
+    ratio.legend(fontsize=6)
+    return figure
+
+
+def predicted_speed(table: pd.DataFrame) -> Figure:
+    """Predicted against measured tokens per second, with the band of 10%.
+
+    Args:
+        table: `check_predictions`: policy ("plain", "6 x 2", "ε = 0.8"), predicted, measured.
+    """
+    figure, (axes,) = panels(1, height=2.6, width=COLUMN)
+    values = table[["predicted", "measured"]]
+    low, high = values.min().min() * 0.9, values.max().max() * 1.1
+    axes.fill_between(
+        [low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color="0.92", zorder=0, label="±10%"
+    )
+    axes.plot([low, high], [low, high], color="0.6", linewidth=0.6)
+    groups = {
+        "plain": table.policy == "plain",
+        "fixed exits": table.policy.str.contains(" x "),
+        "DSSD": table.policy.str.startswith("ε"),
+    }
+    for (name, rows), color, marker in zip(groups.items(), PALETTE, "*os", strict=False):
+        axes.plot(table.measured[rows], table.predicted[rows], marker, color=color, markersize=4, label=name)
+    axes.set(xlabel="measured [tokens/s]", ylabel="predicted [tokens/s]", xlim=(low, high), ylim=(low, high))
+    axes.legend(fontsize=6, loc="upper left")
+    return figure
+
+
+def acceptance_curve(summary: pd.DataFrame, ratios: pd.DataFrame, against: str) -> Figure:
+    """Acceptance against speed, of DSSD over ε and of fixed exits; and DSSD's over one LayerSkip's.
+
+    Args:
+        summary: one row a decoder, `summarise` with kind and parameters.
+        ratios: decoder, epsilon, against, acceptance_ratio and relative_speed with their intervals.
+        against: the decoder that the right panel compares with.
+    """
+    figure, (absolute, relative) = panels(2, height=2.6)
+    shared = {"capsize": 1.5, "elinewidth": 0.6, "linewidth": 0.8, "markersize": 4}
+    kinds = list(dict.fromkeys(summary.kind.dropna()))
+    for kind, color, style in zip(kinds, PALETTE, ("o-", "s-", "^"), strict=False):
+        part = summary[summary.kind == kind]
+        absolute.errorbar(
+            part.speed_ratio, part.acceptance_rate, xerr=interval_errors(part, "speed_ratio"),
+            yerr=interval_errors(part, "acceptance_rate"), fmt=style, color=color, label=kind, **shared,
+        )  # fmt: skip
+        for row in part.to_dict("records"):
+            label = setting_label(row).removeprefix("ε = ")
+            _annotate(absolute, label, row["speed_ratio"], row["acceptance_rate"], color)
+    absolute.axvline(1, color="0.6", linewidth=0.6)
+    absolute.set(xlabel="speed, ratio to plain", ylabel="acceptance rate", ylim=(0, 1))
+    part = ratios[ratios.against == against].sort_values("epsilon")
+    relative.errorbar(
+        part.relative_speed, part.acceptance_ratio, xerr=interval_errors(part, "relative_speed"),
+        yerr=interval_errors(part, "acceptance_ratio"), fmt="o-", color=PALETTE[0], **shared,
+    )  # fmt: skip
+    for row in part.to_dict("records"):
+        _annotate(relative, setting_label(row), row["relative_speed"], row["acceptance_ratio"], PALETTE[0])
+    relative.axvline(1, color="0.6", linewidth=0.6)
+    relative.axhline(PAPERS_RATIO, color=PALETTE[7], linestyle=":", label=f"the paper: {PAPERS_RATIO}")
+    relative.set(
+        xlabel=f"tokens per second over those of\n{against}", ylabel="acceptance over LayerSkip's", ylim=(0, None)
+    )
+    relative.legend(fontsize=6, loc="lower right")
+    figure.legend(*absolute.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=6)
+    return figure
+
+
+def baselines(table: pd.DataFrame) -> Figure:
+    """Speed and agreement of every baseline, one row each.
+
+    Args:
+        table: decoder, lossless (whether it is meant to keep the output), speed_ratio with its interval,
+            token_agreement.
+    """
+    order = table.sort_values("speed_ratio").reset_index(drop=True)
+    figure, (speed, agreed) = panels(2, height=0.7 + 0.17 * len(order), sharey=True)
+    for lossless, color, label in (
+        (True, PALETTE[0], "verified or the model's own"),
+        (False, PALETTE[1], "exits are final"),
+    ):
+        part = order[order.lossless == lossless]
+        errors = interval_errors(part, "speed_ratio")
+        speed.errorbar(part.speed_ratio, part.index, xerr=errors, fmt="o", capsize=1.5, color=color, label=label)
+        agreed.plot(part.token_agreement, part.index, "o", color=color)
+    speed.axvline(1, color="0.6", linewidth=0.6)
+    speed.set(yticks=range(len(order)), yticklabels=order.decoder, xlabel="speed, ratio to plain (95%)")
+    speed.tick_params(axis="y", labelsize=6)
+    agreed.set(xlabel="share of tokens that are\nthe model's own choice", xlim=(None, 1.02))
+    figure.legend(*speed.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=6)
+    return figure
+
+
+def speed_against_agreement(table: pd.DataFrame, front: Iterable[bool]) -> Figure:
+    """Share of tokens that are the model's own against speed, a colour a method, and the Pareto front.
+
+    Args:
+        table: method, speed_ratio, token_agreement.
+        front: for each row whether it is on the front.
+    """
+    figure, (axes,) = panels(1, height=2.8)
+    best = table[list(front)].sort_values("speed_ratio")
+    axes.plot(best.speed_ratio, best.token_agreement, "--", color="0.7", linewidth=0.8, zorder=1, label="Pareto front")
+    for (method, part), color, marker in zip(table.groupby("method", sort=False), PALETTE, MARKERS, strict=False):
+        axes.plot(part.speed_ratio, part.token_agreement, marker, color=color, markersize=4, label=method)
+    axes.axvline(1, color="0.6", linewidth=0.6)
+    axes.set(xlabel="speed, ratio to plain", ylabel="share of tokens that are\nthe model's own choice")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def popular_claims(claims: pd.DataFrame, accuracy: pd.DataFrame, claimed_speeds: Sequence[float]) -> Figure:
+    """Speed and accuracy at thresholds on max_prob, beside what popular accounts say of them.
+
+    Args:
+        claims: threshold, speed_ratio with its interval.
+        accuracy: threshold, task, value_less_full with its interval.
+        claimed_speeds: a dotted line each.
+    """
+    figure, (speed, change) = panels(2, height=2.3)
+    errors = interval_errors(claims, "speed_ratio")
+    speed.errorbar(
+        claims.threshold,
+        claims.speed_ratio,
+        yerr=errors,
+        fmt="o-",
+        capsize=1.5,
+        color=PALETTE[0],
+        label="measured (95%)",
+    )
+    for claimed in claimed_speeds:
+        speed.axhline(claimed, color=PALETTE[7], linestyle=":", label=f"claimed: {claimed:g}")
+    speed.axhline(1, color="0.6", linewidth=0.6)
+    speed.set(xlabel="threshold on max_prob", ylabel="speed, ratio to plain", ylim=(0, None), xticks=claims.threshold)
+    speed.legend(fontsize=6)
+    for (task, part), color, marker in zip(accuracy.groupby("task", sort=False), PALETTE[1:], "s^D", strict=False):
+        errors = interval_errors(part, "value_less_full")
+        change.errorbar(
+            part.threshold, part.value_less_full, yerr=errors, fmt=f"{marker}-", capsize=1.5, color=color, label=task
+        )
+    change.axhline(0, color="0.6", linewidth=0.6)
+    change.set(xlabel="threshold on max_prob", ylabel="accuracy, less the full model's (95%)", xticks=claims.threshold)
+    change.legend(fontsize=6)
+    return figure
+
+
+def _annotate(axes: Axes, text: str, x: float, y: float, color) -> None:
+    axes.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color=color)
