@@ -1,15 +1,6 @@
-import matplotlib.pyplot as plt
 import pandas as pd
-import pytest
 
 from eelib import plotting
-
-
-@pytest.fixture(autouse=True)
-def styled():
-    plotting.use_style()
-    yield
-    plt.close("all")
 
 
 def test_three_files_at_final_size_with_fonts_embedded(tmp_path):
