@@ -1,7 +1,7 @@
 """How well speed is predicted on a shared machine: `make bench-predictions`. Some minutes a run; run it alone.
 
-Each run times the pieces of decoding, decodes the twelve policies of notebook 05 turn by turn, and counts those that are
-predicted within 10%. In the last run a second process computes beside the timing, started and stopped all the time.
+Each run times the pieces of decoding, decodes the twelve policies of notebook 05 in turn, and counts those that are
+predicted within 10%. In the last run a second process computes beside the timing, on and off.
 """
 
 import argparse
