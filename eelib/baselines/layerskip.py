@@ -142,7 +142,7 @@ def finetune(
         CorpusError: no sequences, or none with a position to learn from. ModelError: the model cannot be cut.
         TrainingError: the loss or its gradient is not a number.
     """
-    masks = _with_a_next(sequences, loss_mask)
+    masks = positions_with_a_next(sequences, loss_mask)
     usable = [i for i, mask in enumerate(masks) if mask.any()]
     if not usable:
         raise CorpusError(f"Nothing to learn from in {len(sequences)} sequences: no position that counts has a next.")
@@ -225,7 +225,7 @@ def read_exits(
     Args:
         depths: None for all, the model's end (the number of blocks) included.
     """
-    backbone, masks, rows = Backbone.of(model), _with_a_next(sequences, loss_mask), []
+    backbone, masks, rows = Backbone.of(model), positions_with_a_next(sequences, loss_mask), []
     depths = range(1, backbone.n_blocks + 1) if depths is None else depths
     for start in tqdm(range(0, len(sequences), batch_size), desc="reading exits", unit="batch"):
         tokens, real = pad(sequences[start : start + batch_size], masks[start : start + batch_size])
@@ -244,7 +244,7 @@ def read_exits(
     return pd.concat(rows, ignore_index=True).sort_values(["sequence", "depth"], ignore_index=True)
 
 
-def _with_a_next(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None) -> list[Tensor]:
+def positions_with_a_next(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None) -> list[Tensor]:
     """For each sequence the mask of the positions that count (None: all) and have a next token."""
     masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if loss_mask is None else loss_mask
     return [mask & (torch.arange(len(mask)) < len(mask) - 1) for mask in masks]

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "harness_model",
         "sizes",
         "attacks",
+        "variants",
     ],
     submod_attrs={
         "comparison": [
@@ -45,8 +46,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "settings_table",
             "tune",
         ],
-        "cases": ["load_prompts", "question_prompts"],
+        "cases": ["load_prompts", "prompt_texts", "question_prompts"],
         "sizes": ["PYTHIA_SIZES", "gain_by_size"],
-        "attacks": ["search_prompts"],
+        "attacks": [
+            "alarm_delays",
+            "alarm_runs",
+            "alarm_shares",
+            "compare_modes",
+            "forge_thresholds",
+            "load_tampered",
+            "search_prompts",
+        ],
+        "variants": ["HeadVariant", "measure_heads", "train_variants"],
     },
 )

@@ -123,16 +123,13 @@ def compare_modes(
         decoding's), acceptance_rate, speed_ratio with its interval and deviation, agreement (`token_agreements`), and
         coverage (share of a text's new tokens that left before the end, mean over prompts).
     """
-    settings, decoders = (
-        [],
-        {"plain": partial(generate, model, policy=Never(), max_new_tokens=max_new_tokens, exact=True)},
-    )
+    shared = {"heads": heads, "max_new_tokens": max_new_tokens}
+    settings, decoders = [], {"plain": partial(generate, model, policy=Never(), exact=True, **shared)}
     for file, calibration in calibrations.items():
         for mode, options in MODES.items():
             name = str(len(settings))
             policy = Confidence.from_calibration(calibration, back_off=mode == "lossless")
-            options = {"heads": heads, "policy": policy, "max_new_tokens": max_new_tokens, **options}
-            decoders[name] = partial(generate, model, **options)
+            decoders[name] = partial(generate, model, policy=policy, **options, **shared)
             settings.append({"decoder": name, "mode": mode, "file": file})
     runs = compare(decoders, prompts, reference="plain")
     runs["coverage"] = [(emitted_depths(out) < len(out.stats.block_calls)).mean() for out in runs.output]
@@ -253,4 +250,4 @@ def alarm_shares(alarms: pd.DataFrame, sequences: int = 500) -> pd.DataFrame:
     for text, table in alarms.groupby("text", sort=False):
         share = (table.sequences_to_alarm.to_numpy()[:, None] <= numbers).mean(axis=0)
         tables.append(pd.DataFrame({"text": text, "sequences": numbers, "share_of_runs": share}))
-    return pd.concat(tables)
+    return pd.concat(tables, ignore_index=True)

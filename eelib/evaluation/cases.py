@@ -67,18 +67,25 @@ def load_prompts(
     Raises:
         InvalidInputError: fewer prompts are there. CorpusError: the file cannot be read.
     """
+    return [as_prompt(text, tokenizer) for text in prompt_texts(tokenizer, n, skip, file)]
+
+
+def prompt_texts(
+    tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, file: str | Path | None = None
+) -> list[str]:
+    """The prompts of `load_prompts` as words, for a user's turn or, without a template, as the text to go on with."""
     if file is None:
-        return question_prompts(tokenizer, n, skip)
+        return question_texts(tokenizer, n, skip)
     texts = list(islice(read_documents(str(file)), skip, skip + n))
     if len(texts) < n:
         raise InvalidInputError(
             f"{skip + n} prompts asked for, {file} has {skip + len(texts)}: give more, or ask for less."
         )
-    return [as_prompt(text.strip(), tokenizer) for text in texts]
+    return [text.strip() for text in texts]
 
 
 def question_texts(tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0) -> list[str]:
-    """The same as words, for a user's turn or, without a template, as the text to go on with."""
+    """The same questions as words."""
     rows = read_rows("gsm8k")
     if skip + n > len(rows):
         raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there.")

@@ -23,6 +23,8 @@ from eelib.statistics import mean_interval
 OFFLINE = tuple(f"offline_{name}" for name in (*MULTIPLE_CHOICE, "gsm8k"))
 """The tasks that need no network: `benchmarks.load_cases` in the harness's form, and GSM8K, zero-shot."""
 
+_JUDGED_BY = {"hellaswag": "acc_norm", "truthfulqa_mc1": "acc"}
+
 _ONE_BY_ONE = ("use_cache", "samples", "log_samples", "predict_only", "model", "model_args")
 
 Sample = dict[str, Any]
@@ -65,6 +67,24 @@ def evaluate(
         for lm in settings.values():
             lm._known = None
     return summarise(found, reference=reference, seed=seed)
+
+
+def multiple_choice_accuracy(
+    settings: Mapping[str, lm_eval.api.model.LM], limit: int | None = None, *, reference: str = "full", seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy on the packaged multiple-choice cases, by the metric that each task is judged by.
+
+    Args:
+        settings, limit, reference, seed: as in `evaluate`.
+
+    Returns:
+        One row per task and setting: task (without "offline_"), and the columns of `summarise` with accuracy in place
+        of value.
+    """
+    found = evaluate(settings, [f"offline_{name}" for name in MULTIPLE_CHOICE], limit, reference=reference, seed=seed)
+    found["task"] = found.task.str.removeprefix("offline_")
+    found = found[found.metric == found.task.map(_JUDGED_BY)].drop(columns="metric").reset_index(drop=True)
+    return found.rename(columns=lambda name: name.replace("value", "accuracy"))
 
 
 def run_cases(
