@@ -1,11 +1,27 @@
-"""Fixtures; and shapes in annotations are checked, under pytest only."""
+"""Fixtures; shapes in annotations are checked, under pytest only; and what no test may depend on is set for all."""
 
 import pytest
-from jaxtyping import install_import_hook
+import shapes
+from hypothesis import settings
 
-install_import_hook("eelib", "shapes.check_shapes")  # for the whole run: eelib imports its modules when they are used
+shapes.check("eelib")  # for the whole run: eelib imports its modules when they are used
 
-from tiny import tiny_model  # noqa: E402
+from tiny import PROJECT, tiny_model  # noqa: E402
+
+# No deadline: how quick a machine is proves nothing. The same examples everywhere: what fails on one machine can be
+# seen on another. `--hypothesis-profile=search` looks for new ones.
+settings.register_profile("search", deadline=None)
+settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
+settings.load_profile("same everywhere")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def at_home():
+    """What lies in the checkout is found from wherever pytest is called, and whatever `EELIB_HOME` says there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROJECT)
+        patch.delenv("EELIB_HOME", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt_neox"])

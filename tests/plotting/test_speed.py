@@ -1,15 +1,7 @@
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from eelib import plotting
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    plotting.use_style()
-    yield
-    plt.close("all")
 
 
 def with_intervals(table, *names):
