@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import eelib
+from eelib.confidence.metrics import confidence
 
 PROJECT = Path(__file__).parents[1]
 VOCAB_SIZE, N_BLOCKS = 97, 6
@@ -111,6 +112,19 @@ def write_results(name: str, table: pd.DataFrame) -> None:
     folder = PROJECT / "docs" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     summary.reset_index().to_csv(folder / f"{name}.csv", index=False, float_format="%.3g")
+
+
+def scored_by_hand(heads, text, start: int, metric: str, thresholds) -> tuple[float, float]:
+    """What a text's tokens from `start` on sum to when each is scored by the first head whose score reaches its
+    threshold (by depth), else by the full model: log-probability in nats, and mean blocks a token."""
+    last = heads.backbone.n_blocks
+    states = heads.backbone.states(text[None], [*heads.depths, last])
+    before = {depth: state[0, start - 1 : -1] for depth, state in states.items()}
+    sure = {d: confidence(heads.logits(d, before[d]), [metric])[metric] >= t for d, t in thresholds.items()}
+    depths = [next((d for d in sure if sure[d][i]), last) for i in range(len(text) - start)]
+    logits = {d: heads.backbone.unembed(before[d]) if d == last else heads.full_logits(d, before[d]) for d in {*depths}}
+    log_probs = {d: of.float().log_softmax(-1) for d, of in logits.items()}
+    return sum(log_probs[d][i, text[start + i]].item() for i, d in enumerate(depths)), float(np.mean(depths))
 
 
 def letters(**special) -> PreTrainedTokenizerFast:

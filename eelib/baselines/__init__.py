@@ -16,9 +16,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "draft_verify",
         "ee_llm",
         "layerskip",
+        "layerskip_quality",
         "skip_decode",
         "sled",
-        "sled_lm",
         "transformers_generate",
     ],
     submod_attrs={
@@ -28,6 +28,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ee_llm": ["EELLMSession"],
         "layerskip": ["LayerSkipConfig"],
         "skip_decode": ["SkipDecode"],
-        "sled": ["SLED", "SLEDSession"],
+        "sled": ["SLED", "SLEDSession", "sled_model"],
     },
 )

@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eelib.backbone.segments import Backbone
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import Session
 from eelib.errors import InvalidInputError
+from eelib.heads.exit_heads import ExitHeads
+
+if TYPE_CHECKING:
+    from eelib.evaluation.harness_model import LogitsLM
 
 FLOOR = -1000.0
 """What tokens outside the most likely ones get in place of their logits."""
@@ -63,7 +70,7 @@ class SLED(Policy):
     """Never exits; `SLEDSession` hears the exits.
 
     depths: which; None for all that the heads have (without heads, all).
-    rate, k, steps: as `sled` takes them.
+    rate, k, steps: as `evolve_logits` takes them.
     """
 
     depths: tuple[int, ...] | None = None
@@ -91,3 +98,32 @@ class SLEDSession(Session):
         final = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
         given = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
         self.emit(self.rule.draw(self.scores(self.tokens, evolve_logits(final, early, **given)))[0])
+
+
+def sled_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    exits: ExitHeads,
+    *,
+    rate: float = 2.0,
+    k: int = 10,
+    steps: int = 10,
+    **settings,
+) -> "LogitsLM":
+    """A model of lm-evaluation-harness that scores texts by evolved logits. Needs the extra `bench`.
+
+    Args:
+        exits: the layers that are heard; heads of kind `none` read them by the model's logit lens, as SLED does.
+        rate, k, steps: as `evolve_logits` takes them; the paper takes 10 steps for TruthfulQA.
+        settings: the harness's own (`batch_size`, `max_length`).
+    """
+    from eelib.evaluation.harness_model import LogitsLM
+
+    backbone = Backbone.of(model)
+
+    def logits(tokens: Tensor) -> Tensor:
+        states = backbone.states(tokens, [*exits.depths, backbone.n_blocks])
+        early = [exits.full_logits(depth, states[depth]) for depth in exits.depths]
+        return evolve_logits(backbone.unembed(states[backbone.n_blocks]), early, rate=rate, k=k, steps=steps)
+
+    return LogitsLM(model, tokenizer, logits, **settings)

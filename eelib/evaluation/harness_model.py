@@ -1,7 +1,7 @@
 """Model classes for lm-evaluation-harness: early exits, and any function from token ids to logits.
 
-Needs the extra `bench`. `EarlyExitLM` scores a token by the first head that is sure: likelihoods are teacher-forced, one
-pass over each text; generation goes through the engine.
+Needs the extra `bench`. `EarlyExitLM` scores a token by the first head that is sure: likelihoods are teacher-forced,
+one pass over each text; generation goes through the engine.
 """
 
 import copy

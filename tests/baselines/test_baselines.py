@@ -1,12 +1,14 @@
 """Peers: each does what its paper says, on this engine, and none leaves the model changed."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import N_BLOCKS, VOCAB_SIZE, Pattern, letters, own_text, prompts, random_heads, tiny_model
+from tiny import N_BLOCKS, PROJECT, VOCAB_SIZE, Pattern, letters, own_text, prompts, random_heads, tiny_model
 
 import eelib
 from eelib.baselines import calm
@@ -15,7 +17,7 @@ from eelib.baselines.calm import CALM, CALMSession
 from eelib.baselines.del_ import DEL, DELSession
 from eelib.baselines.draft_verify import DraftVerify
 from eelib.baselines.ee_llm import EELLMSession
-from eelib.baselines.sled import FLOOR, SLED, SLEDSession, evolve_logits
+from eelib.baselines.sled import FLOOR, SLED, SLEDSession, evolve_logits, sled_model
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.evaluation.comparison import working
 from eelib.evaluation.weight_reads import WeightReads
@@ -260,13 +262,19 @@ def test_sled_decodes(llama):
 def test_sled_in_the_harness(llama):
     from lm_eval.models.huggingface import HFLM
 
-    from eelib.baselines.sled_lm import SledLM
-
     model, tokenizer = tiny_model("llama", torch.float32), letters()
     exits = eelib.ExitHeads.init(model, [2, 4], "none")
     given = {"batch_size": 1, "max_length": 64}
-    lm, plain = SledLM(model, tokenizer, exits, steps=2, **given), HFLM(model, tokenizer=tokenizer, **given)
+    lm, plain = sled_model(model, tokenizer, exits, steps=2, **given), HFLM(model, tokenizer=tokenizer, **given)
     text = torch.randint(3, VOCAB_SIZE, (1, 9))
     found, own = lm._model_call(text), plain._model_call(text)
     assert torch.equal(found.topk(10).indices.sort().values, own.topk(10).indices.sort().values)
     assert (found == FLOOR).sum(-1).eq(VOCAB_SIZE - 10).all() and not found.max().allclose(own.max())
+    states = exits.backbone.states(text, [2, 4])
+    assert found.allclose(evolve_logits(own, [exits.full_logits(d, states[d]) for d in (2, 4)], steps=2))
+
+
+def test_decoding_by_a_baseline_needs_no_extra():
+    modules = [f"eelib.baselines.{file.stem}" for file in (PROJECT / "eelib" / "baselines").glob("*.py")]
+    code = f"import importlib, sys; [*map(importlib.import_module, {modules})]; sys.exit('lm_eval' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

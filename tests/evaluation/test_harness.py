@@ -8,7 +8,7 @@ from datasets import Dataset
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from tiny import letters, random_heads, tiny_model
+from tiny import letters, random_heads, scored_by_hand, tiny_model
 
 import eelib
 from eelib.errors import FetchError, InvalidInputError, UnsupportedError
@@ -211,6 +211,19 @@ def test_missing_cases_and_unknown_tasks(lm, monkeypatch):
         harness.run_cases(lm, ["offline_hellaswag"])
 
 
+def answered_by_hand(heads, tokenizer, case, thresholds) -> tuple[list, list, list]:
+    """For each choice: log-probability, mean blocks a token, and how many tokens it has."""
+    log_probs, blocks, lengths = [], [], []
+    start = len(tokenizer(case.context).input_ids)
+    for choice in case.choices:
+        text = tokenizer(f"{case.context} {choice}", return_tensors="pt").input_ids[0]
+        log_prob, ran = scored_by_hand(heads, text, start, "max_prob", thresholds)
+        log_probs.append(log_prob)
+        blocks.append(ran)
+        lengths.append(len(text) - start)
+    return log_probs, blocks, lengths
+
+
 def test_the_offline_model_answers_as_the_benchmarks_have_it():
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
     heads = eelib.ExitHeads.init(model, (10, 20), "none")
@@ -225,19 +238,18 @@ def test_the_offline_model_answers_as_the_benchmarks_have_it():
     loaded = harness._load(names, None)
     lms = {name: harness.run_cases(setting, loaded, 2) for name, setting in settings.items()}
     for name in cases.MULTIPLE_CHOICE:
-        chosen = cases.load_cases(name)[:2]
-        scores = cases.score_choices(model, heads, tokenizer, chosen, batch_size=4)
         metric = "acc_norm" if name == "hellaswag" else "acc"
         found = {
             setting: table[(table.task == f"offline_{name}") & (table.metric == metric)].reset_index()
             for setting, table in lms.items()
         }
         for setting, used in (("full", {}), ("early", thresholds)):
-            expected = cases.answers(scores, chosen, "max_prob", used)
-            assert found[setting].answer.astype(int).tolist() == expected.predicted.tolist()
-            assert found[setting].value.tolist() == expected.correct.tolist()
-            np.testing.assert_allclose(found[setting].log_prob, expected.log_prob, rtol=1e-4)
-            np.testing.assert_allclose(found[setting].blocks, expected.blocks / 30, rtol=1e-6)
+            for case, row in zip(cases.load_cases(name)[:2], found[setting].itertuples(), strict=True):
+                log_probs, blocks, lengths = answered_by_hand(heads, tokenizer, case, used)
+                ranked = np.array(log_probs) / ([len(c) for c in case.choices] if case.per_character else 1)
+                assert int(row.answer) == ranked.argmax() and row.value == (ranked.argmax() == case.answer)
+                assert row.log_prob == pytest.approx(log_probs[case.answer], rel=1e-4)
+                assert row.blocks == pytest.approx(np.average(blocks, weights=lengths) / 30, rel=1e-6)
         pd.testing.assert_series_equal(found["plain"].answer, found["full"].answer)
         np.testing.assert_allclose(found["plain"].log_prob, found["full"].log_prob, atol=1e-4)
         assert found["early"].blocks.mean() < 1

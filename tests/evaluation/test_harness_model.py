@@ -7,19 +7,18 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tiny import letters, own_text, prompts, random_heads, tiny_model
+from tiny import DEPTHS, letters, own_text, prompts, random_heads, scored_by_hand, tiny_model
 
 import eelib
+from eelib.confidence.metrics import confidence
 from eelib.errors import HeadsError, InvalidInputError, MissingExtraError, UnsupportedError
-from eelib.evaluation import cases
-from eelib.evaluation.harness_model import EarlyExitLM
+from eelib.evaluation.harness_model import EarlyExitLM, LogitsLM
 
-CASES = [
-    cases.Case("the cat", ("sat down", "flew", "is not here"), 0, True),
-    cases.Case("a longer context is here:", ("yes", "no"), 1, False),
-    cases.Case("x", ("first of all", "second"), 0, False),
-]
-DEPTHS = (1, 3, 5)
+CASES = {
+    "the cat": ("sat down", "flew", "is not here"),
+    "a longer context is here:": ("yes", "no"),
+    "x": ("first of all", "second"),
+}
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neox"])
@@ -41,14 +40,10 @@ def instances(arguments, kind="loglikelihood"):
 def choices():
     """Every choice of CASES as a request; those of one case belong together."""
     return [
-        Instance("loglikelihood", {}, (case.context, f" {choice}"), j, metadata=("t", i, 1))
-        for i, case in enumerate(CASES)
-        for j, choice in enumerate(case.choices)
+        Instance("loglikelihood", {}, (context, f" {choice}"), j, metadata=("t", i, 1))
+        for i, (context, offered) in enumerate(CASES.items())
+        for j, choice in enumerate(offered)
     ]
-
-
-def one_metric(model, **kwargs):
-    return EarlyExitLM(model, letters(), kwargs.pop("heads", None) or random_heads(model), **kwargs)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -94,25 +89,43 @@ def test_whole_texts_are_scored_in_the_harness_s_windows(llama32):
     assert [record["tokens"] for record in lm.records] == [len(text) for (text,) in texts] and lm.blocks < 1
 
 
-def test_early_exits_score_as_the_benchmarks_do(tiny):
-    model, heads = tiny
-    table = cases.score_choices(model, heads, letters(), CASES)
-    for metric, thresholds in (
-        ("entropy", {1: -float("inf")}),
-        ("max_prob", {1: 0.4, 3: None, 5: 0.2}),
-        ("margin", {3: 0.1, 5: 0.1}),
-    ):
-        lm = EarlyExitLM(model, letters(), heads, metric, thresholds, batch_size=4)
-        found = [value for value, _ in lm.loglikelihood(choices(), disable_tqdm=True)]
-        expected = cases.answers(table, CASES, metric, {d: t and max(t, -1e9) for d, t in thresholds.items()})
-        start = 0
-        for case, row in zip(CASES, expected.itertuples(), strict=True):
-            sums = np.array(found[start : start + len(case.choices)])
-            start += len(case.choices)
-            lengths = [len(choice) for choice in case.choices] if case.per_character else 1
-            assert (sums / lengths).argmax() == row.predicted and sums[case.answer] == pytest.approx(row.log_prob)
-        np.testing.assert_allclose(lm.blocks_by_case() * 6, expected.blocks)
-        assert expected.blocks.min() >= 1 and expected.blocks.max() < 6
+def midway(heads, depth, metric, number):
+    """A threshold between the `number` lowest scores of the head before the tokens of the choices and the others: none
+    is near it, whatever shares its pass."""
+    found = []
+    for request in choices():
+        context, choice = request.args
+        state = heads.backbone.states(letters()(context + choice, return_tensors="pt").input_ids, [depth])[depth]
+        found.append(confidence(heads.logits(depth, state[0, len(context) - 1 : -1]), [metric])[metric])
+    low, high = torch.cat(found).round(decimals=6).unique()[number - 1 : number + 1]
+    assert high - low > 1e-5
+    return (low + high).item() / 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    "metric,below",  # by depth how many of the scores are below the threshold; None: it is -inf
+    [("entropy", {1: None}), ("max_prob", {1: 30, 5: 10}), ("margin", {3: 20, 5: 20}), ("max_prob", {})],
+)
+def test_choices_by_hand(family, metric, below):
+    model = tiny_model(family, torch.float64)
+    heads = random_heads(model)
+    thresholds = {d: -float("inf") if n is None else midway(heads, d, metric, n) for d, n in below.items()}
+    given = dict.fromkeys(DEPTHS) | thresholds if below else {}  # None: never exits
+    lm = EarlyExitLM(model, letters(), heads, metric, given, batch_size=4)
+    found = lm.loglikelihood(choices(), disable_tqdm=True)
+    blocks = []
+    for request, (log_prob, _), record in zip(choices(), found, lm.records, strict=True):
+        context, choice = request.args
+        text = letters()(context + choice, return_tensors="pt").input_ids[0]
+        expected, ran = scored_by_hand(heads, text, len(context), metric, thresholds)
+        assert log_prob == pytest.approx(expected, rel=1e-5) and record["blocks"] == pytest.approx(ran / 6)
+        assert record["tokens"] == len(choice)
+        blocks.append((request.doc_id, len(choice), ran))
+    for case, ran in lm.blocks_by_case()["t"].items():
+        of_case = [(n, ran) for number, n, ran in blocks if number == case]
+        assert ran == pytest.approx(sum(n * each for n, each in of_case) / sum(n for n, _ in of_case) / 6)
+    assert (lm.blocks == 1) == (not below) and (lm.blocks == pytest.approx(1 / 6)) == (below == {1: None})
 
 
 def test_the_first_head_alone_is_its_own_scoring(llama32):
@@ -126,14 +139,25 @@ def test_the_first_head_alone_is_its_own_scoring(llama32):
     assert lm.records == [{"task": "t", "case": 0, "request": 0, "tokens": 5, "blocks": pytest.approx(1 / 6)}]
 
 
-def test_blocks_by_hand(llama32):
-    model, heads = llama32
-    scores = cases.score_choices(model, heads, letters(), [cases.Case("the cat", ("flew",), 0, False)])
-    at_first = sorted(scores[scores.depth == 1].max_prob)
-    midway = (at_first[1] + at_first[2]) / 2  # no score is near it, whatever shares its pass: three of five leave
-    lm = EarlyExitLM(model, letters(), heads, "max_prob", {1: midway})
+def test_blocks_by_hand():
+    model = tiny_model("llama", torch.float64)
+    heads = random_heads(model)
+    tokens = letters()("the cat flew", return_tensors="pt").input_ids
+    at_first = heads.logits(1, eelib.Backbone.of(model).states(tokens, [1])[1])[0, 6:11].softmax(-1).amax(-1).sort()
+    threshold = at_first.values[1:3].mean().item()  # no score is near it: three of five leave
+    lm = EarlyExitLM(model, letters(), heads, "max_prob", {1: threshold})
     lm.loglikelihood(instances([("the cat", " flew")]), disable_tqdm=True)
-    assert len(at_first) == 5 and lm.blocks == pytest.approx((3 * 1 + 2 * 6) / 5 / 6)
+    assert lm.blocks == pytest.approx((3 * 1 + 2 * 6) / 5 / 6)
+
+
+def test_any_logits_score_texts():
+    model = tiny_model("llama", torch.float64)
+    harness = HFLM(model, tokenizer=letters(), backend="causal")
+    same = LogitsLM(model, letters(), lambda tokens: model(tokens).logits, batch_size=1)
+    assert same.loglikelihood(choices(), disable_tqdm=True) == harness.loglikelihood(choices(), disable_tqdm=True)
+    even = LogitsLM(model, letters(), lambda tokens: torch.zeros(*tokens.shape, 97), batch_size=3, max_length=64)
+    for request, (found, _) in zip(choices(), even.loglikelihood(choices(), disable_tqdm=True), strict=True):
+        assert found == pytest.approx(-len(request.args[1]) * np.log(97), rel=1e-5)
 
 
 def test_a_head_that_declines_never_scores():
