@@ -1,5 +1,7 @@
 """Matrix products in eight bits, for work that asks for speed and not for the model's every digit."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,16 @@ def with_int8(module: nn.Module) -> nn.Module:
 
 def int8_pays(device: torch.device) -> bool:
     """Whether the device multiplies in eight bits quicker than in float32 and 16 bits: a CPU with VNNI without AMX."""
-    return device.type == "cpu" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
+    quick = device.type == "cpu" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
+    return quick and _sums_are_whole()
+
+
+@functools.cache
+def _sums_are_whole() -> bool:
+    """Whether torch's product of eight-bit matrices is right for the largest numbers. Without VNNI it adds pairs in 16
+    bits, where they overflow, and says nothing of it."""
+    most = torch.full((16, 256), 127, dtype=torch.int8)
+    return bool((torch._int_mm(most, most.t()) == 256 * 127**2).all())
 
 
 class _Int8Linear(nn.Module):
@@ -35,7 +46,11 @@ class _Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2).float()
         scale = _scale(rows)
-        product = torch._int_mm((rows / scale).round_().to(torch.int8), self.rounded)
+        rows = (rows / scale).round_()
+        if _sums_are_whole():
+            product = torch._int_mm(rows.to(torch.int8), self.rounded)
+        else:
+            product = rows.double() @ self.rounded.double()  # the same sums, exactly; slow, but `int8_pays` says so
         product = product.float().mul_(scale).mul_(self.scale)
         if self.bias is not None:
             product += self.bias

@@ -34,6 +34,16 @@ def test_folder(folder, dtype, expected):
     assert logits.shape == (1, 2, 8) and logits.isfinite().all()
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_large_products_are_not_made_in_16_bits_where_these_are_slow(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    for dtype in ("bfloat16", "float16"):
+        assert loading.batch_dtype(dtype, "cpu") == (dtype if amx else "float32")
+    assert [loading.batch_dtype(dtype, "cpu") for dtype in ("float32", "float64")] == ["float32", "float64"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loading.batch_dtype("bfloat16") == "bfloat16", "a GPU has no such trouble"
+
+
 def test_unknown_name_lists_what_is_known():
     with pytest.raises(ModelError, match=r"Unknown model 'smollm'.*smollm2-135m.*EleutherAI/pythia-2\.8b"):
         loading.load_model("smollm")
