@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "exit_heads": ["ExitHeads", "HeadConfig"],
         "loss": ["DistillationLoss"],
-        "training": ["TrainConfig", "train_heads", "evaluate_heads"],
-        "recipe": ["Recipe", "make_heads"],
+        "training": ["TrainConfig", "train_heads", "evaluate_heads", "smooth_report"],
+        "recipe": ["Recipe", "make_heads", "small_recipe"],
     },
 )

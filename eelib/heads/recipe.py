@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import yaml
@@ -80,14 +81,35 @@ class Recipe:
         return cls(**made, cache_teacher=changes.get("cache_teacher", given.get("cache_teacher", True)))
 
 
+def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
+    """A recipe of small heads for a first look, made in about a minute on two cores (a model of 135M parameters)."""
+    few = 4096 if Backbone.of(model).vocab_size > 4096 else None
+    return Recipe(
+        CorpusConfig(documents=300, length=96, prompt_length=32, batch_size=300, int8=True, seed=seed),
+        {"depths": 4, "draft_vocab_size": few, "seed": seed},
+        TrainConfig(epochs=3, batch_size=2, learning_rate=2e-3, sampled_classes=1024, seed=seed),
+    )
+
+
 def make_heads(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace | None
 ) -> tuple[Corpus, ExitHeads, pd.DataFrame]:
     """Corpus and heads by a recipe, saved in the workspace; a killed call goes on where it was.
 
+    Args:
+        workspace: where to save them. None: they are in memory only, and what is on disk on the way is deleted.
+
     Returns:
         The corpus, the trained heads, and the report of `train_heads`.
+
+    Raises:
+        InvalidInputError: no workspace, and several processes, which share text and teacher outputs through files.
     """
+    if workspace is None and PartialState().num_processes > 1:
+        raise InvalidInputError("Several processes share text through files: give make_heads a workspace.")
+    if workspace is None:
+        with TemporaryDirectory(prefix="eelib-") as folder:
+            return make_heads(recipe, model, tokenizer, Workspace("heads", folder))
     scratch, state = workspace.checkpoints, PartialState()
     depths = Backbone.of(model).check_depths(recipe.heads["depths"])
     teacher = Teacher(model, depths, scratch / "teacher" if recipe.cache_teacher else None)

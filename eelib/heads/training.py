@@ -174,6 +174,13 @@ def evaluate_heads(
     )
 
 
+def smooth_report(report: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
+    """Loss and agreement of a report of `train_heads` as running means over each depth's last `rows` rows."""
+    noisy = ["loss", "agreement"]
+    smooth = report.groupby("depth")[noisy].transform(lambda column: column.rolling(rows, 1).mean())
+    return report.assign(**smooth)
+
+
 class _Run:
     """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
 

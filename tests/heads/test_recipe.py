@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from tiny import PROJECT, letters, tiny_model
 
 import eelib
 from eelib.errors import InvalidInputError
-from eelib.heads.recipe import make_heads
+from eelib.heads.recipe import make_heads, small_recipe
 
 SMALL = {
     "corpus": {"documents": 96, "length": 32, "batch_size": 32, "prompt_length": 8},
@@ -63,6 +64,21 @@ def test_kept_lessons_make_the_same_heads(llama, file, tmp_path):
     assert all(map(torch.equal, made[True][0].train, made[False][0].train))
     one, other = (pd.DataFrame(made[keep][1].training_record["validation"]) for keep in (True, False))
     assert (one.loss - other.loss).abs().max() < 0.02 * other.loss.max()
+
+
+def test_without_a_workspace_nothing_is_left_on_disk(llama, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    texts, heads, report = make_heads(eelib.Recipe.load(file), llama, letters(), None)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    _, saved, _ = make_heads(eelib.Recipe.load(file), llama, letters(), eelib.Workspace("tiny", tmp_path))
+    assert all(map(torch.equal, heads.state_dict().values(), saved.state_dict().values())) and len(report)
+    assert eelib.record_traces(llama, heads, texts.test).depth.unique().tolist() == [2, 4]
+
+
+def test_small_heads_fit_any_vocabulary(llama):
+    assert small_recipe(llama).heads["draft_vocab_size"] is None
+    large = small_recipe(tiny_model("llama", vocab_size=5000), seed=3)
+    assert large.heads["draft_vocab_size"] == 4096 and large.corpus.seed == large.training.seed == 3
 
 
 def test_made_again_the_heads_are_the_same_bit_for_bit(file, tmp_path):

@@ -13,7 +13,7 @@ from eelib.backbone.teacher import Teacher, TeacherOutputs
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads import training
 from eelib.heads.loss import LIKELIEST, DistillationLoss
-from eelib.heads.training import Batches
+from eelib.heads.training import Batches, smooth_report
 
 CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
 
@@ -239,3 +239,13 @@ def test_training_by_sampled_classes(llama, text):
     assert reports[0].loss.equals(reports[1].loss) and not reports[0].agreement.isna().any()
     with pytest.raises(InvalidInputError, match="sampled_classes=0"):
         eelib.TrainConfig(sampled_classes=0)
+
+
+def test_a_smoothed_report_by_hand():
+    """The mean of each depth's last two rows; of the first one alone."""
+    report = pd.DataFrame(
+        {"step": [1, 1, 2, 2, 3, 3], "depth": [2, 4] * 3, "loss": [4, 1, 2, 1, 1, 1.0], "agreement": 0.5}
+    )
+    smooth = smooth_report(report, rows=2)
+    assert smooth.loss.tolist() == [4, 1, 3, 1, 1.5, 1] and smooth.agreement.eq(0.5).all()
+    assert smooth.drop(columns="loss").equals(report.drop(columns="loss")), "columns and their order stay"
