@@ -36,7 +36,8 @@ def test_kept_lessons_are_read_not_computed(llama, tmp_path, monkeypatch, capsys
     assert asked == [1], "only the fourth was not kept"
     fresh = Teacher(llama, [2, 4]).outputs(TEXTS[:4], MASKS[:4])
     assert kept.argmax.equal(fresh.argmax) and kept.final.allclose(fresh.final)
-    assert kept.states[4].dtype == fresh.states[4].dtype and kept.states[4].allclose(fresh.states[4], rtol=0.01)
+    assert kept.states[4].dtype == fresh.states[4].dtype
+    assert kept.states[4].allclose(fresh.states[4], rtol=2**-8)  # kept in bfloat16: half a unit of its last place
     teacher.cache(TEXTS[:4], MASKS[:4])
     assert len(asked) == 2 and capsys.readouterr().out == "", "nothing is missing, so nothing is announced"
     teacher.clear_cache()
