@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 
 from eelib.backbone.segments import pad
 from eelib.backbone.teacher import Teacher
-from eelib.calibration.p_values import hoeffding_bentkus
+from eelib.calibration.cascade import HeadScores
+from eelib.calibration.risk_control import control_risk
 from eelib.confidence.metrics import confidence
 from eelib.confidence.traces import record_traces
 from eelib.decoding.policies import Policy
@@ -148,20 +149,11 @@ def learn_then_test(traces: pd.DataFrame, column: str, epsilon: float, delta: fl
 
     The threshold is tested without its decay, which makes the first tokens stricter and is not part of the promise.
     """
-    ordered = traces.sort_values(["sequence", "position", "depth"])
-    n_heads = ordered.depth.nunique()
-    scores = ordered[column].to_numpy().reshape(-1, n_heads)
-    agrees = ordered.agrees.to_numpy(bool).reshape(-1, n_heads)
-    sequence = np.unique(ordered.sequence.to_numpy().reshape(-1, n_heads)[:, 0], return_inverse=True)[1]
-    chosen = float("inf")
-    for threshold in np.linspace(1, 0, points):
-        passed = scores >= threshold
-        wrong = passed.any(axis=1) & ~agrees[np.arange(len(agrees)), passed.argmax(axis=1)]
-        losses = np.bincount(sequence, wrong) / np.bincount(sequence)
-        if hoeffding_bentkus(losses, 1 - epsilon) > delta:
-            break
-        chosen = float(threshold)
-    return chosen
+    tokens = HeadScores.of(traces, column)
+    path = np.repeat(np.linspace(1, 0, points)[:, None], len(tokens.depths), axis=1)
+    given = {"p_value": "hoeffding_bentkus", "path": path}
+    (threshold, *_), _, _ = control_risk(tokens, "output_agreement", epsilon, delta, **given)
+    return float("inf") if threshold is None else threshold
 
 
 def thresholds(traces: pd.DataFrame, epsilons: Sequence[float], delta: float) -> pd.DataFrame:

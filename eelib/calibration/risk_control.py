@@ -49,11 +49,12 @@ def control_risk(
 
     A `share` of the sequences, drawn by `seed`, makes the path and finds where on it testing begins: at the strictest
     point, or where that says little (few exits prove nothing about those that exit), at the point with the smallest
-    p-value on this share. The others test from there on.
+    p-value on this share. The others test from there on. A path that is given is tested by all sequences.
 
     Args:
         p_value: `betting` or `hoeffding_bentkus` (`eelib.calibration.p_values`).
         path: of one's own, like a `ThresholdPath`, made without looking at these sequences; tested from its beginning.
+        share, seed: of the sequences that make the path; without effect where it is given.
 
     Returns:
         The thresholds (all None where already the first point fails), the last accepted point's p-value (else the first
@@ -61,21 +62,16 @@ def control_risk(
     """
     if p_value not in P_VALUES:
         raise InvalidInputError(f"Unknown p_value {p_value!r}: expected one of {', '.join(P_VALUES)}.")
-    if tokens.n_sequences < 2:
-        raise CorpusError("Risk control needs at least two sequences: some make the path and others test it.")
-    order = np.random.default_rng(seed).permutation(tokens.n_sequences)
-    first = min(max(1, round(share * len(order))), len(order) - 1)
-    makers, testers = tokens.of_sequences(order[:first]), tokens.of_sequences(order[first:])
-    test = P_VALUES[p_value]
 
     def evidence(on: HeadScores, thresholds: np.ndarray) -> float:
-        return test(on.losses(thresholds, target, epsilon), 1 - epsilon)
+        return P_VALUES[p_value](on.losses(thresholds, target, epsilon), 1 - epsilon)
 
     if path is None:
+        makers, testers = _parted(tokens, share, seed)
         path = risk_path(makers)
         path = path[int(np.argmin([evidence(makers, thresholds) for thresholds in path])) :]
     else:
-        path = _checked(path, tokens)
+        path, testers = _checked(path, tokens), tokens
     accepted, p = None, 1.0
     for thresholds in path:
         found = evidence(testers, thresholds)
@@ -85,6 +81,15 @@ def control_risk(
         accepted, p = thresholds, found
     chosen = np.full(len(tokens.depths), np.inf) if accepted is None else accepted
     return tuple(float(t) if np.isfinite(t) else None for t in chosen), p, testers.n_sequences
+
+
+def _parted(tokens: HeadScores, share: float, seed: int) -> tuple[HeadScores, HeadScores]:
+    """A share of the sequences, at least one, and the others, at least one."""
+    if tokens.n_sequences < 2:
+        raise CorpusError("Risk control needs at least two sequences: some make the path and others test it.")
+    order = np.random.default_rng(seed).permutation(tokens.n_sequences)
+    first = min(max(1, round(share * len(order))), len(order) - 1)
+    return tokens.of_sequences(order[:first]), tokens.of_sequences(order[first:])
 
 
 def _checked(path: npt.ArrayLike, tokens: HeadScores) -> np.ndarray:

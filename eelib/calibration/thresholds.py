@@ -144,7 +144,7 @@ def calibrate(
 
     Raises:
         InvalidInputError: ε or δ outside (0, 1), an unknown metric, method or target, or traces that are none.
-        CorpusError: empty traces, or for `risk` fewer than two sequences.
+        CorpusError: empty traces, or for `risk` without a path fewer than two sequences.
     """
     _check_promise(epsilon, method, target)
     if method != "risk" and (delta is not None or path is not None):

@@ -10,6 +10,7 @@ from tiny import drawn, traces_of
 
 import eelib
 from eelib.calibration.cascade import TARGETS, HeadScores
+from eelib.calibration.p_values import betting
 from eelib.calibration.risk_control import risk_path
 from eelib.calibration.thresholds import METHODS, achieved
 from eelib.errors import CorpusError, InvalidInputError
@@ -66,6 +67,22 @@ def test_on_a_fixed_path_thresholds_do_not_fall_as_epsilon_rises(target):
     found = [eelib.calibrate(traces, "margin", e, "risk", 0.1, target, path=path) for e in np.linspace(0.4, 0.95, 12)]
     limits = np.array([[np.inf if t is None else t for t in one.thresholds] for one in found])
     assert (limits[1:] >= limits[:-1]).all() and len(np.unique(limits, axis=0)) > 2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_given_path_is_tested_by_all_sequences(target):
+    traces, path = drawn(60), risk_path(HeadScores.of(drawn(20, seed=9), "margin"))[20:]
+    found = eelib.calibrate(traces, "margin", 0.7, "risk", 0.1, target, path=path, seed=1)
+    tokens, last, p = HeadScores.of(traces, "margin"), None, None
+    for thresholds in path:
+        evidence = betting(tokens.losses(thresholds, target, 0.7), 0.3)
+        if evidence > 0.1:
+            break
+        last, p = thresholds, evidence
+    assert found.thresholds == tuple(last) and found.p_value == pytest.approx(p) and found.tested_on == 60
+    assert found.thresholds == eelib.calibrate(traces, "margin", 0.7, "risk", 0.1, target, path=path).thresholds
+    one = traces[traces.sequence == 0]
+    assert eelib.calibrate(one, "margin", 0.7, "risk", 0.1, target, path=path).tested_on == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
