@@ -27,7 +27,8 @@ def speed_under_attack(table: pd.DataFrame) -> Figure:
     for axes, title in ((left, "thresholds"), (right, "prompts, honest thresholds")):
         axes.axvline(1, color="0.7", linewidth=0.6, zorder=0)
         axes.set(title=title, ylim=(0, 1.05))
-        axes.legend(fontsize=6, loc="lower right", handletextpad=0)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=6, loc="lower right", handletextpad=0)
     left.set_ylabel("agreement with the full model")
     figure.supxlabel("speed, ratio to plain decoding (95% interval)", fontsize=8)
     return figure
