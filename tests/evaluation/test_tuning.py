@@ -1,4 +1,4 @@
-"""What policies are expected to do, and what it costs."""
+"""What policies are expected to do, and which of them is chosen."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from eelib.evaluation import tuning
 from eelib.evaluation.latency import Timings
 from eelib.evaluation.replay import ExitDecisions, replay_text
 from eelib.evaluation.tuning import count_work
-from eelib.evaluation.weight_reads import WeightReads, inventory
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +42,6 @@ def test_rounds_by_hand():
     assert counts(right, 2) == (7, 2, 4, 4)  # [1, 2] both right + the model's 3; [4, 5] both right + the model's 6
     assert counts(right, 3) == (7, 2, 6, 5)  # [1, 2, and 3 wrong]; [4, 5, 6], which ends the text
     assert counts(~right, 2) == (7, 5, 9, 1)
-
-
-def test_passes_of_the_whole_model(llama, told):
-    heads = random_heads(llama)
-    reads = WeightReads.of(llama, heads)
-    assert reads.block * 6 + reads.unembedding == pytest.approx(1) and reads.heads[1] > reads.unembedding
-    table = count_work({"plain": eelib.Never(), "fixed": eelib.FixedExit(3, 4)}, told[0], N_BLOCKS, told[1])
-    plain, fixed = table.work
-    assert reads.passes(plain) == pytest.approx(120)
-    whole = reads.fixed_exit_round(3, N_BLOCKS, 4)
-    runs = [
-        eelib.generate(llama, p, heads=heads, policy=eelib.FixedExit(3, 4), max_new_tokens=30, eos_token_id=None).stats
-        for p in prompts(4)
-    ]
-    assert reads.passes(fixed) == pytest.approx(sum(reads.passes_of_run(stats) for stats in runs))
-    assert reads.passes(fixed) == pytest.approx(fixed.rounds * whole + 4, rel=0.1)  # last rounds are shorter
-
-
-def test_inventory(llama):
-    heads = eelib.ExitHeads.init(llama, [3], "affine")
-    table = inventory(llama, heads).set_index("piece")
-    config = llama.config
-    assert table.parameters.sum() - 32 * 33 == sum(p.numel() for p in llama.parameters()) - 97 * 32 - 32
-    assert table.flops["unembedding"] == 2 * 32 * 97 and table.flops["head at 3"] == 2 * 32 * (32 + 97)
-    assert table.kv_bytes["blocks"] == 2 * N_BLOCKS * config.num_key_value_heads * 8 * 8
-    assert table.bytes["head at 3"] == (32 * 33 + 32 * 97) * 8
-    drafted = eelib.ExitHeads.init(llama, [3], "linear")
-    assert inventory(llama, drafted).set_index("piece").bytes["head at 3"] == (97 * 32 + 32) * 8
 
 
 @pytest.fixture(scope="module")
