@@ -13,6 +13,8 @@ import eelib
 from eelib.baselines import layerskip
 from eelib.errors import CorpusError, InvalidInputError, TrainingError
 
+IN_FLOAT32 = 1e-5
+"""Losses are summed in float32, a few dozen terms each: some tens of its roundings, relative."""
 CONFIG = eelib.baselines.LayerSkipConfig(steps=6, batch_size=2, learning_rate=1e-3, rotation=2)
 PLAIN = replace(CONFIG, p_max=0, e_scale=0, warmup=0)
 
@@ -97,8 +99,8 @@ def test_without_dropout_and_exits_it_is_plain_fine_tuning(weighty, text):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert set(report.depth) == {N_BLOCKS} and report.loss.to_numpy() == pytest.approx(losses, rel=1e-6)
-    assert torch.allclose(weights(tuned), weights(plain), atol=1e-5)
+    assert set(report.depth) == {N_BLOCKS} and report.loss.to_numpy() == pytest.approx(losses, rel=IN_FLOAT32)
+    assert torch.allclose(weights(tuned), weights(plain), rtol=0, atol=1e-5)  # a hundredth of one step's length
     assert (weights(tuned) - weights(weighty)).abs().max() > 1e-3
 
 
@@ -136,13 +138,13 @@ def test_blocks_left_out_are_passed_by(model, text):
     shares = np.eye(N_BLOCKS)[-1]
     found = layerskip.exit_losses(backbone, tokens[1:2], everything[1:2], shares, kept[:, 1:2])[N_BLOCKS]
     logits = backbone.unembed(backbone.states(tokens[1:2], [3])[3])
-    assert found.item() == pytest.approx(F.cross_entropy(logits[0, :-1].float(), tokens[1, 1:]).item(), rel=1e-6)
+    assert found.item() == pytest.approx(F.cross_entropy(logits[0, :-1].float(), tokens[1, 1:]).item(), rel=IN_FLOAT32)
     together = layerskip.exit_losses(backbone, tokens, everything, shares, kept)[N_BLOCKS]
     alone = [
         layerskip.exit_losses(backbone, tokens[i : i + 1], everything[i : i + 1], shares, kept[:, i : i + 1])[N_BLOCKS]
         for i in range(3)
     ]
-    assert together.item() == pytest.approx(sum(x.item() for x in alone) / 3, rel=1e-6)
+    assert together.item() == pytest.approx(sum(x.item() for x in alone) / 3, rel=IN_FLOAT32)
 
 
 def test_only_counted_positions_contribute(model, text):
@@ -160,7 +162,7 @@ def test_reading_exits(model, text):
     assert last.agreed.eq(last.tokens).all()
     own = [model(input_ids=t[None]).logits[0] for t in text]
     nats = [F.cross_entropy(x[4:-1].float(), t[5:], reduction="sum").item() for x, t in zip(own, text, strict=True)]
-    assert last.nats.to_numpy() == pytest.approx(nats, rel=1e-5)
+    assert last.nats.to_numpy() == pytest.approx(nats, rel=IN_FLOAT32)
     lens = eelib.ExitHeads.init(model, [2, 4], "none")
     traces = eelib.record_traces(model, lens, [t[:-1] for t in text], loss_mask=[c[:-1] for c in loss_mask])
     found = table[table.depth.isin([2, 4])].groupby("depth").agreed.sum()
