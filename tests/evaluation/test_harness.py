@@ -188,6 +188,24 @@ def test_offline_tasks_are_the_packaged_cases(lm, monkeypatch):
     assert (table[table.task == "offline_gsm8k"].blocks > 1 / 6).all()  # the first token is the full model's
 
 
+def test_accuracy_on_the_packaged_cases_is_by_the_metric_of_each_task():
+    model = tiny_model("llama", torch.float32)
+    lm = harness.EarlyExitLM(model, letters(), random_heads(model), "max_prob", batch_size=4, max_length=2048)
+    table = harness.multiple_choice_accuracy({"own": lm, "all at 1": lm.with_thresholds({1: 0.0})}, 3, reference="own")
+    assert table.task.tolist() == ["hellaswag"] * 2 + ["truthfulqa_mc1"] * 2 and "metric" not in table
+    table = table.set_index(["task", "setting"])
+    for task in cases.MULTIPLE_CHOICE:
+        right = []
+        for case in cases.load_cases(task)[:3]:
+            lengths = [len(choice) if case.per_character else 1 for choice in case.choices]
+            sums = [log_prob(lm, case.context, f" {choice}") for choice in case.choices]
+            right.append(np.argmax(np.array(sums) / lengths) == case.answer)
+        assert table.accuracy[task, "own"] == pytest.approx(np.mean(right)) and table.cases[task, "own"] == 3
+        less = table.accuracy[task, "all at 1"] - np.mean(right)
+        assert table.accuracy_less_own[task, "all at 1"] == pytest.approx(less)
+        assert table.changed_answers[task, "own"] == 0 and table.blocks[task, "all at 1"] == pytest.approx(1 / 6)
+
+
 def test_gsm8k_answers_are_their_last_number():
     task = harness._OfflineTask("offline_gsm8k")
     doc = cases.read_rows("gsm8k")[0] | {"expected": "1800"}
