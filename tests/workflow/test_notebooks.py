@@ -114,6 +114,16 @@ def test_every_notebook_on_a_pythia_like_model(pythia):
     check(pythia)
 
 
+def test_the_first_notebook_works_where_there_are_no_heads_and_keeps_none(tmp_path):
+    given = {"model": str(pythia_like(tmp_path)), "slug": "small", "dtype": "float32", "workspace": str(tmp_path)}
+    command = [sys.executable, "-m", "workflow.batch", "run", "notebooks/00_quickstart.ipynb"]
+    command += [str(tmp_path / "00.ipynb"), "--parameters", json.dumps(given | SMALL["00_quickstart"])]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    fresh = eelib.Workspace("small", tmp_path)
+    assert (fresh.figures / "00_quickstart.csv").is_file() and not fresh.heads.exists() and not fresh.corpus.exists()
+
+
 def test_a_second_batch_finds_nothing_to_do(pythia):
     command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(Path(pythia.root) / "config.yaml")]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
