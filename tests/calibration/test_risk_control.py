@@ -149,7 +149,8 @@ def test_bad_input():
 
 
 @pytest.mark.slow
-def test_a_million_tokens_of_four_heads_are_calibrated_in_ten_seconds_and_two_gigabytes():
+def test_a_million_tokens_of_four_heads_take_a_few_times_their_sorting_and_two_gigabytes():
+    """The processor's own seconds, beside those of sorting the same rows: so on a slow or a busy machine, too."""
     draw, tokens, heads = np.random.default_rng(0), 1_000_000, 4
     sequence, position = np.divmod(np.arange(tokens), 200)
     scores = draw.normal(size=(tokens, heads)).astype(np.float32)
@@ -158,13 +159,17 @@ def test_a_million_tokens_of_four_heads_are_calibrated_in_ten_seconds_and_two_gi
         "head": np.tile(np.arange(heads), tokens), "depth": np.tile([6, 12, 18, 24], tokens),
         "entropy": scores.ravel(), "agrees": (draw.random((tokens, heads)) < 1 / (1 + np.exp(-2 * scores))).ravel(),
     })  # fmt: skip
+    started = time.process_time()
+    traces.sort_values("entropy")
+    sorting = time.process_time() - started
     for method in METHODS:
+        given = "entropy", 0.9, method, 0.05 if method == "risk" else None
+        started = time.process_time()
+        found = eelib.calibrate(traces, *given)
+        seconds = time.process_time() - started
+        assert any(t is not None for t in found.thresholds) and seconds < 20 * sorting, "2 to 3 times where measured"
         tracemalloc.start()
-        started = time.perf_counter()
-        found = eelib.calibrate(traces, "entropy", 0.9, method, 0.05 if method == "risk" else None)
-        seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+        assert eelib.calibrate(traces, *given).thresholds == found.thresholds
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        print(
-            f"{method}: {seconds:.1f} s, {peak / 1e9:.2f} GB beside the traces' {traces.memory_usage().sum() / 1e9:.2f}"
-        )
-        assert any(t is not None for t in found.thresholds) and seconds < 10 and peak < 2e9
+        assert peak < 2e9
