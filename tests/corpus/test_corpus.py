@@ -48,6 +48,17 @@ def test_what_counts_is_what_is_said(llama):
     assert texts["answers"].report().loss_tokens.sum() == 40 * 19
 
 
+@pytest.mark.parametrize("pays", [True, False])
+def test_an_eight_bit_copy_writes_only_where_that_is_quicker(llama, monkeypatch, pays):
+    monkeypatch.setattr(documents, "int8_pays", lambda device: pays)
+    written = []
+    for int8 in (False, True):
+        config = eelib.CorpusConfig(documents=40, length=24, batch_size=40, prompt_length=5, int8=int8)
+        texts = corpora.load_corpus(config, llama, letters())
+        written.append([t.tolist() for split in corpora.SPLITS for t in getattr(texts, split)])
+    assert (written[0] != written[1]) == pays and len(written[1]) > 30
+
+
 def test_temperatures_take_turns(llama):
     config = eelib.CorpusConfig(documents=40, length=24, temperatures=(0.0, 1.0), prompt_length=1, seed=1)
     texts = corpora.load_corpus(config, llama, letters())

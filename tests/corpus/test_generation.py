@@ -83,16 +83,20 @@ def test_given_words_open_a_chat_and_do_not_count(llama):
         assert later.any() or not (text.tokens[row, 20:50] == 2).any()
 
 
-def test_an_eight_bit_copy_writes_nearly_what_the_model_does(llama):
-    model = tiny_model("llama", torch.float32)
+def test_an_eight_bit_copy_writes_nearly_what_the_model_does():
+    """Seen where both read the same words, the given ones; what they say next may part by a rounding."""
+    model, given = tiny_model("llama", torch.float32), [[7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]]
     ours = [
-        generate_texts(model, TURNS, 40, [0.0, 0.7], 1.0, 9, random(), depths=(1, 5), int8=int8)
+        generate_texts(model, TURNS, 40, [0.0], 1.0, 9, random(), depths=(1, 5), prompts=given, int8=int8)
         for int8 in (False, True)
     ]
-    same = (ours[0].tokens[0] == ours[1].tokens[0]).cumprod(0).bool()
-    same[:1] = False  # before the opening's last token nothing is said
-    exact, rounded = (text.teacher_outputs.of_row(0, same).final for text in ours)
-    assert same.sum() > 2 and 0 < (exact - rounded).norm() < 0.25 * exact.norm()
+    read = torch.arange(40) < 14
+    read[0] = False  # before the opening's last token nothing is said
+    assert ours[0].tokens[:, :14].equal(ours[1].tokens[:, :14])
+    exact, rounded = (text.teacher_outputs.of_row(0, read).final for text in ours)
+    assert 0 < (exact - rounded).norm() < 0.25 * exact.norm()  # 42 products, each off by up to 1/254
+    other = generate_texts(model, TURNS, 40, [0.0], 1.0, 9, random(), depths=(1, 5), prompts=[[*range(30, 42)]])
+    assert (exact - other.teacher_outputs.of_row(0, read).final).norm() > 0.5 * exact.norm(), "words count for more"
 
 
 def test_lessons_kept_while_writing_are_those_asked_for_later(llama):
@@ -104,7 +108,8 @@ def test_lessons_kept_while_writing_are_those_asked_for_later(llama):
         assert kept.argmax.equal(asked.argmax) and kept.final.allclose(asked.final)
         assert kept.log_normaliser.allclose(asked.log_normaliser)
         for depth in depths:
-            assert kept.states[depth].double().allclose(asked.states[depth], rtol=0.01)
+            # Kept in bfloat16: half a unit of its last place.
+            assert kept.states[depth].double().allclose(asked.states[depth], rtol=2**-8)
 
 
 def test_writing_leaves_the_model_as_it_was(llama):
