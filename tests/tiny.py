@@ -37,6 +37,9 @@ FAMILIES = {
     "stablelm": {"num_key_value_heads": 2},
 }  # fmt: skip
 """Architectures, by transformers' name, with what makes each of them peculiar."""
+ALL_IN_FLOAT64 = ("gpt_neox", "gpt2", "opt", "phi", "falcon", "starcoder2", "stablelm")
+"""Those of which nothing is computed in another type than the model's. RMS norms, and softmax in eager attention, are
+taken in float32 whatever that type is."""
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **settings):
@@ -51,6 +54,12 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, *
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.pad_token_id = 0
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def closeness(model) -> dict[str, float]:
+    """How near two ways to one state of a float64 model are, for `torch.testing.assert_close`: another order of
+    additions moves it by some roundings of float64; or of float32, which the blocks above make larger."""
+    return {"rtol": 0, "atol": 1e-11 if model.config.model_type in ALL_IN_FLOAT64 else 1e-4}
 
 
 def prompts(n: int, length: int = 7, seed: int = 0) -> list[torch.Tensor]:

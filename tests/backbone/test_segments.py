@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from tiny import N_BLOCKS, prompts, tiny_model
+from tiny import N_BLOCKS, closeness, prompts, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eelib.backbone.segments import Backbone, pad
@@ -17,7 +17,7 @@ def test_blocks_run_one_by_one_give_the_models_logits(model):
     hidden = span.hidden
     for block in range(N_BLOCKS):
         hidden = backbone.run(block, block + 1, hidden, span)
-    torch.testing.assert_close(backbone.unembed(hidden), model(prompt).logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(backbone.unembed(hidden), model(prompt).logits, **closeness(model))
 
 
 def test_states_are_transformers_hidden_states(model):
@@ -25,7 +25,7 @@ def test_states_are_transformers_hidden_states(model):
     theirs = model(prompt, output_hidden_states=True).hidden_states
     ours = Backbone.of(model).states(prompt, [1, 4])
     for depth in (1, 4):
-        torch.testing.assert_close(ours[depth], theirs[depth], rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours[depth], theirs[depth], **closeness(model))
 
 
 def test_probing_and_running_leave_the_model_as_it_was():

@@ -1,5 +1,5 @@
 import torch
-from tiny import N_BLOCKS, prompts
+from tiny import N_BLOCKS, closeness, prompts
 
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.segments import Backbone
@@ -29,14 +29,14 @@ def test_waiting_states_are_completed_exactly_after_any_path(model):
     frontier.feed(text[:, 7:])
     last = frontier.complete()
     expected = backbone.states(text, [N_BLOCKS])[N_BLOCKS]
-    torch.testing.assert_close(last, expected[:, -last.shape[1] :], rtol=0, atol=1e-12)
+    torch.testing.assert_close(last, expected[:, -last.shape[1] :], **closeness(model))
     assert frontier.block_positions == [25, 25, 20, 20, 20, 20]
     cache = KVCache(model.config, 32)
     model(text, past_key_values=cache)
     for ours, theirs in zip(frontier.cache.layers, cache.layers, strict=True):
         assert ours.length == theirs.length == 20
-        torch.testing.assert_close(ours.keys[:, :, :20], theirs.keys[:, :, :20], rtol=0, atol=1e-12)
-        torch.testing.assert_close(ours.values[:, :, :20], theirs.values[:, :, :20], rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours.keys[:, :, :20], theirs.keys[:, :, :20], **closeness(model))
+        torch.testing.assert_close(ours.values[:, :, :20], theirs.values[:, :, :20], **closeness(model))
 
 
 def test_rolling_back_into_waiting_states(model):
@@ -50,4 +50,4 @@ def test_rolling_back_into_waiting_states(model):
     last = frontier.complete()
     assert last.shape[1] == 2
     expected = backbone.states(text[:, :6], [N_BLOCKS])[N_BLOCKS][:, -2:]
-    torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(last, expected, **closeness(model))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from tiny import N_BLOCKS, VOCAB_SIZE, letters, prompts, tiny_model
+from tiny import N_BLOCKS, VOCAB_SIZE, closeness, letters, prompts, tiny_model
 
 import eelib
 from eelib.backbone.segments import Backbone
@@ -23,7 +23,7 @@ def drafting(model, text, kind="mlp", size=20):
 def test_untrained_heads_are_the_logit_lens(model, kind):
     heads, prompt = eelib.ExitHeads.init(model, [2, 4], kind).to(model.dtype), prompts(1)[0]
     state = Backbone.of(model).states(prompt, [2])[2]
-    torch.testing.assert_close(heads.logits(2, state), Backbone.of(model).unembed(state), rtol=0, atol=1e-6)
+    torch.testing.assert_close(heads.logits(2, state), Backbone.of(model).unembed(state), **closeness(model))
 
 
 def test_draft_vocabulary(model, text):
@@ -32,8 +32,8 @@ def test_draft_vocabulary(model, text):
     logits = heads.logits(2, state)
     assert logits.shape[-1] == 21 and set(range(3)) <= set(heads.draft_tokens.tolist())
     full = Backbone.of(model).unembed(state)
-    torch.testing.assert_close(logits[..., :-1], full[..., heads.draft_tokens], rtol=0, atol=1e-9)
-    torch.testing.assert_close(heads.full_logits(2, state), full, rtol=0, atol=1e-9)
+    torch.testing.assert_close(logits[..., :-1], full[..., heads.draft_tokens], **closeness(model))
+    torch.testing.assert_close(heads.full_logits(2, state), full, **closeness(model))
     wide = heads.widen(logits)
     assert wide.shape[-1] == VOCAB_SIZE and wide.isfinite().sum() == 20 * logits.shape[1]
     other = torch.zeros(1, 21)
