@@ -3,7 +3,7 @@
 transformers' own ways of decoding are decoders as they are (`transformers_generate`). The others share this project's
 engine, so that what differs is the method and not the code around it: as policies (`draft_verify`, `del_`, `calm`,
 `skip_decode`), or as sessions that go from token to token in their own way (`ee_llm`, `calm`, `del_`, `sled`).
-LayerSkip's decoding is `eelib.FixedExit`; its training is in `layerskip`.
+LayerSkip's decoding is `eelib.FixedExit`; its training is in `layerskip`, and what that changes in `layerskip_quality`.
 """
 
 import lazy_loader
