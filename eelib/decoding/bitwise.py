@@ -1,9 +1,9 @@
 """Verifying many positions at once with the bits that each would get alone.
 
 In exact arithmetic a block gives a position the same state whatever other positions share the call. In floating point
-two things do not: attention, which blocks its sums by the number of queries, and some matrix products. The blocks made
-here run just those row by row, and everything else at once. Which products those are is found by probing this machine,
-not by name; and whether that is enough, by comparing whole blocks bit for bit.
+three things do not: attention, which blocks its sums by the number of queries, some matrix products, and activations
+of some widths. The blocks made here run just those row by row, and everything else at once. Which products those are
+is found by probing this machine, not by name; and whether that is enough, by comparing whole blocks bit for bit.
 """
 
 import copy
@@ -140,6 +140,16 @@ class _Rows(StandIn):
         return torch.cat([self.original(group) for group in groups], dim=-2) if len(groups) > 1 else self.original(x)
 
 
+class _Activation(StandIn):
+    """A function of each number alone. Torch's loops on a CPU take 128 bytes at a time, and what is left over by other
+    code, which may round otherwise; so rows that leave something over go one by one."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if args or kwargs or x.ndim != 3 or x.shape[-1] * x.element_size() % 128 == 0:
+            return self.original(x, *args, **kwargs)
+        return torch.cat([self.original(row) for row in row_groups(x, frozenset())], dim=-2)
+
+
 def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> list[Tensor]:
     """x [1, row, width] in groups of rows that may share a call: all where that many are allowed, else one by one."""
     if x.shape[-2] in at_once:
@@ -151,11 +161,13 @@ def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> li
 
 
 def _row_exact(module: nn.Module) -> nn.Module:
-    """A block, or a part of one, as a copy that shares its parameters, its products exact row by row."""
+    """A block, or a part of one, as a copy that shares its parameters, products and activations exact row by row."""
     weight = getattr(module, "weight", None)
     if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
         rows = invariant_rows(module)
         return module if len(rows) == MAX_ROWS - 1 else _Rows(module, rows)
+    if not any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
+        return _Activation(module)
     return with_parts(module, {name: _row_exact(child) for name, child in module.named_children()})
 
 
