@@ -5,13 +5,16 @@ from collections import Counter
 import pytest
 import torch
 from scipy import stats
-from tiny import prompts, random_heads, tiny_model
+from tiny import after, prompts, random_heads, tiny_model
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import eelib
 from eelib.decoding.sampling import Draft, Sampling
 
-DRAWS = 600
+DRAWS = 400
+UNLIKELY = 1e-5
+"""A p-value below it is no accident. What a seed draws depends on the machine (torch has other generators where there
+is no MKL), and there are more machines than a thousand."""
 
 
 class Favour(LogitsProcessor):
@@ -24,7 +27,7 @@ class Favour(LogitsProcessor):
 
 @pytest.fixture(scope="module")
 def shallow():
-    return tiny_model("llama", torch.float32, num_hidden_layers=2, initializer_range=0.1)
+    return tiny_model("llama", num_hidden_layers=2, initializer_range=0.1)
 
 
 def distribution(model, prompt, n_tokens, **kwargs):
@@ -82,22 +85,24 @@ def test_distribution_is_the_models_own(shallow, name, draws):
     for (_, *pair), p in expected.items():
         pairs[tuple(pair)] += p
     assert 0.05 < accepted / drafted < 0.9, "drafts must be both accepted and rejected"
-    assert len(first) > 1 and chi_square(counts, pairs) > 0.001
+    assert len(first) > 1 and chi_square(counts, pairs) > UNLIKELY
 
 
 def test_confidence_samples_the_models_own_distribution(shallow):
     """Whether to draft depends on the head's certainty, never on the token drawn."""
     kwargs, prompt = {"top_k": 3, "temperature": 1.5}, prompts(1, seed=3)[0]
     heads = random_heads(shallow, depths=(1,), scale=0.2)
-    policy = eelib.Confidence("max_prob", (0.045,), back_off=False)
     torch.manual_seed(1)
     kwargs |= {"do_sample": True, "eos_token_id": None}
+    texts = [shallow.generate(prompt, max_new_tokens=4, **kwargs)[0] for _ in range(20)]
+    sure = eelib.record_traces(shallow, heads, texts, loss_mask=after(7, texts)).max_prob.median()
+    policy = eelib.Confidence("max_prob", (sure,), back_off=False)  # about half of the tokens are drafted
     outs = [
         eelib.generate(shallow, prompt, heads=heads, policy=policy, max_new_tokens=4, **kwargs) for _ in range(DRAWS)
     ]
     assert 0 < sum(out.stats.drafted for out in outs) < sum(out.stats.head_positions[1] for out in outs)
     counts = Counter(tuple(out.sequences[0, -4:].tolist()) for out in outs)
-    assert chi_square(counts, distribution(shallow, prompt, 4, top_k=3, temperature=1.5)) > 0.001
+    assert chi_square(counts, distribution(shallow, prompt, 4, top_k=3, temperature=1.5)) > UNLIKELY
 
 
 def test_hand_written_verdicts():
@@ -110,9 +115,10 @@ def test_hand_written_verdicts():
         token_there = Sampling().judge(Draft(token, 1, 0.0, probabilities), p.log()[None])
         stands[token_there] += 1
         kept[token] += token_there == token
-    assert stats.chisquare([stands[i] for i in range(3)], (n * p[:3]).tolist()).pvalue > 0.001
+    assert stats.chisquare([stands[i] for i in range(3)], (n * p[:3]).tolist()).pvalue > UNLIKELY
     assert stands[3] == kept[3] == 0
-    assert kept[0] == pytest.approx(n * 0.1, rel=0.2) and kept[1] == pytest.approx(n * 0.3, rel=0.1)
+    for token, rate in ((0, 0.1), (1, 0.3)):
+        assert stats.binomtest(kept[token], n, rate).pvalue > UNLIKELY
 
 
 def test_a_seed_gives_the_same_text(llama):
