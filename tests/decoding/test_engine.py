@@ -46,12 +46,17 @@ POLICIES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def own_texts(model):
+    return [(prompt, own_text(model, prompt, max_new_tokens=40)) for prompt in prompts(4)]
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_output_is_the_models_own_and_no_block_works_twice(model, policy):
+def test_output_is_the_models_own_and_no_block_works_twice(model, own_texts, policy):
     heads = random_heads(model)
-    for prompt in prompts(4):
+    for prompt, own in own_texts:
         out = eelib.generate(model, prompt, heads=heads, policy=policy, max_new_tokens=40)
-        assert torch.equal(out.sequences, own_text(model, prompt, max_new_tokens=40))
+        assert torch.equal(out.sequences, own)
         stats, trace = out.stats, out.trace
         new = out.sequences.shape[1] - prompt.shape[1]
         assert stats.emitted == new == (trace.accepted | ~trace.drafted).sum()
@@ -177,10 +182,11 @@ def test_eager_and_sdpa_attention_agree():
 
 def test_logits_processors_see_the_right_prefix(model):
     heads = random_heads(model)
+    kwargs = {"max_new_tokens": 30, "repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 5}
+    own = own_text(model, prompts(1)[0], **kwargs)
     for policy in POLICIES[2:7]:
-        kwargs = {"max_new_tokens": 30, "repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 5}
         out = eelib.generate(model, prompts(1)[0], heads=heads, policy=policy, **kwargs)
-        assert torch.equal(out.sequences, own_text(model, prompts(1)[0], **kwargs))
+        assert torch.equal(out.sequences, own)
 
 
 def test_early_exit_leaves_exact_states(model):
