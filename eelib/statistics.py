@@ -34,6 +34,26 @@ def ratio_interval(
     return _interval(pair, lambda n, d, axis: n.sum(axis=axis) / d.sum(axis=axis), resamples, seed)
 
 
+def ratio_of_ratios_interval(
+    first: tuple[npt.ArrayLike, npt.ArrayLike],
+    second: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Σ numerators / Σ denominators of the first, over that of the second, and its 95% interval; both are of the same
+    units, such as two decoders on the same prompts. NaN where a divisor is 0, also in some of the resamples."""
+    parts = tuple(np.asarray(values, float) for values in (*first, *second))
+    if not (parts[1].sum() and parts[2].sum() and parts[3].sum()):
+        return float("nan"), float("nan"), float("nan")
+
+    def ratio(a, b, c, d, axis):
+        own, other = a.sum(axis=axis) / b.sum(axis=axis), c.sum(axis=axis) / d.sum(axis=axis)
+        return np.where(other > 0, own / other, np.nan)
+
+    return _interval(parts, ratio, resamples, seed)
+
+
 def ratio_difference_interval(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 
@@ -62,3 +63,20 @@ def test_importing_eelib_loads_nothing_heavy():
     heavy = ("torch", "transformers", "pandas", "lm_eval")
     code = f"import sys, eelib, workflow.batch; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
+
+
+def test_errors_name_functions_and_files_never_notebooks_or_make():
+    """Who installed the package has neither."""
+    for file in (PROJECT / "eelib").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Raise):
+                said = " ".join(
+                    part.value
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                )
+                assert not re.search(r"notebook|\bmake (paper|test|lab)|\d\d_[a-z]", said), f"{file.name}: {said}"
+
+
+def test_no_path_is_relative_to_the_package():
+    assert not [file.name for file in (PROJECT / "eelib").rglob("*.py") if "__file__" in file.read_text()]

@@ -37,7 +37,7 @@ classifier: a linear one on the state, trained to say whether the head agrees wi
 
 @dataclass(frozen=True)
 class CALM(Policy):
-    """ExitDecisions where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
+    """Exits where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
 
     confidence: one of CONFIDENCES. threshold: λ. decay: τ. length: N, the most new tokens. classifiers: by depth.
     """

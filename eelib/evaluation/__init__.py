@@ -46,7 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "settings_table",
             "tune",
         ],
-        "cases": ["load_prompts", "prompt_texts", "question_prompts"],
+        "cases": ["load_prompts", "prompt_texts"],
         "sizes": ["PYTHIA_SIZES", "gain_by_size"],
         "attacks": [
             "alarm_delays",

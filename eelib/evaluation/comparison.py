@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from eelib.decoding.lossless import first_mismatch
 from eelib.decoding.session import DecodingOutput
 from eelib.errors import InvalidInputError
-from eelib.statistics import format_interval, median_interval, percentile_interval, ratio_interval
+from eelib.statistics import format_interval, median_interval, ratio_interval, ratio_of_ratios_interval
 from eelib.timing import interleaved
 
 Decoder = Callable[[Tensor], DecodingOutput | Tensor]
@@ -144,18 +144,12 @@ def working(decoders: Mapping[str, Decoder], prompt: Tensor) -> tuple[dict[str, 
     return fine, pd.DataFrame(failed, columns=["decoder", "error"])
 
 
-def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, resamples: int = 2000, seed: int = 0) -> dict:
-    """Acceptance rate of `ours` over that of `theirs` on the same prompts, with its 95% interval (paired bootstrap)."""
-    first = runs[runs.repeat == 0].pivot(index="prompt", columns="decoder", values=["accepted", "drafted"])
-    a, b = (first.xs(name, axis=1, level="decoder").to_numpy(float) for name in (ours, theirs))  # [prompt, 2]
-
-    def ratio(chosen: np.ndarray) -> float:
-        (accepted, drafted), (their_accepted, their_drafted) = a[chosen].sum(0), b[chosen].sum(0)
-        return (accepted / drafted) / (their_accepted / their_drafted) if drafted and their_accepted else np.nan
-
-    generator, n = np.random.default_rng(seed), len(a)
-    resampled = [ratio(generator.integers(n, size=n)) for _ in range(resamples)]
-    return percentile_interval("acceptance_ratio", ratio(np.arange(n)), np.array(resampled))
+def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:
+    """Acceptance rate of `ours` over that of `theirs` on the same prompts, with its 95% interval over prompts."""
+    counts = runs[runs.repeat == 0].pivot(index="prompt", columns="decoder", values=["accepted", "drafted"])
+    pairs = [(counts["accepted", name], counts["drafted", name]) for name in (ours, theirs)]
+    value, low, high = ratio_of_ratios_interval(*pairs, seed=seed)
+    return {"acceptance_ratio": value, "acceptance_ratio_low": low, "acceptance_ratio_high": high}
 
 
 def relative_speed(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:

@@ -21,7 +21,7 @@ from eelib.evaluation.harness_model import (  # which says what to install where
 from eelib.statistics import mean_interval
 
 OFFLINE = tuple(f"offline_{name}" for name in (*MULTIPLE_CHOICE, "gsm8k"))
-"""The tasks that need no network: `benchmarks.load_cases` in the harness's form, and GSM8K, zero-shot."""
+"""The tasks that need no network: `load_cases` in the harness's form, and GSM8K, zero-shot."""
 
 _JUDGED_BY = {"hellaswag": "acc_norm", "truthfulqa_mc1": "acc"}
 

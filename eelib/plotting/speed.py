@@ -6,15 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import COLUMN, MARKERS, PALETTE, depth_style, panels
+from eelib.plotting.style import COLUMN, MARKERS, PALETTE, depth_style, interval_errors, panels
 
 PAPERS_RATIO = 1.66
 """Acceptance of DSSD over LayerSkip's, as the paper reports it (arXiv 2407.21082)."""
-
-
-def interval_errors(table: pd.DataFrame, name: str) -> list[pd.Series]:
-    """How far an interval reaches below and above its value, as matplotlib's error bars take it."""
-    return [(table[name] - table[f"{name}_low"]).clip(lower=0), (table[f"{name}_high"] - table[name]).clip(lower=0)]
 
 
 def setting_label(row: Mapping[str, float]) -> str:

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
-    prompts = cases.question_prompts(tokenizer, arguments.prompts)
+    prompts = cases.load_prompts(tokenizer, arguments.prompts)
     heads = eelib.ExitHeads.init(model, DEPTHS, "mlp").to(model.dtype)
     wrong = wrong_heads(model)
     length = {"max_new_tokens": arguments.tokens}

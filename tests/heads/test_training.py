@@ -118,10 +118,10 @@ def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, 
     whole = teacher.outputs(text * 2, None if masks is None else masks * 2)
     found = TeacherOutputs.concatenate(given)
     assert found.log_normaliser.sort().values.allclose(whole.log_normaliser.sort().values)
-    states = {round(n.item(), 9): row for n, row in zip(whole.log_normaliser, whole.states[4], strict=True)}
-    for outputs in given[:3]:  # what belongs together stays together
+    for outputs in given[:3]:  # what belongs together stays together; either is near, to what float32 may round
         for n, row in zip(outputs.log_normaliser, outputs.states[4], strict=True):
-            assert min((row - states[key]).abs().max() for key in states if abs(key - n.item()) < 1e-6) < 1e-8
+            near = (whole.log_normaliser - n).abs() < 1e-4
+            assert (whole.states[4][near] - row).abs().amax(1).min() < 1e-4
     of_one_text = len(teacher.outputs(text[:1], None if masks is None else masks[:1]).argmax)
     assert {abs(len(a.argmax) - len(b.argmax)) for a in given[:2] for b in given[:2]} <= {0, 1} and of_one_text > 1
 
@@ -147,7 +147,8 @@ def test_a_backbone_that_does_not_fit_teaches_from_where_it_lies(llama, text, tm
     heads = [heads_for(model) for model in (llama, spread)]
     for model, own in zip((llama, spread), heads, strict=True):
         eelib.train_heads(model, own, text, eelib.TrainConfig(epochs=1))
-    assert all(map(torch.equal, heads[0].state_dict().values(), heads[1].state_dict().values()))
+    for one, other in zip(heads[0].state_dict().values(), heads[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # a step moves them by 3e-3
     heads[1].save_pretrained(tmp_path / "heads")
     eelib.ExitHeads.from_pretrained(tmp_path / "heads", llama)  # the same backbone, wherever its weights lie
 

@@ -100,7 +100,7 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 def check(workspace: eelib.Workspace) -> None:
     figures = {p.name for p in workspace.figures.iterdir()}
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 28
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 29
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
@@ -135,14 +135,14 @@ ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) 
 
 def test_offline_model_is_lossless_in_float32(offline):
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
-    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 3)
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
     table = eelib.verify_lossless(model, heads, ENTROPIES["entropy up to 2.0 nats"], prompts, max_new_tokens=24)
     assert (table.equal | table.near_tie).all() and table.drafted.sum() > 0
 
 
 def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
-    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 3)
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
     policies = {"DSSD": ENTROPIES["entropy up to 2.0 nats"], "fixed": eelib.FixedExit(12, 4)}
     table = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=24)
     assert table.equal.all() and (table.groupby("policy").drafted.sum() > 0).all()
@@ -153,7 +153,7 @@ def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
 @pytest.mark.timeout(3600)
 def test_offline_model_is_lossless_in_float32_at_length(offline):
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
-    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 20)
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 20)
     table = eelib.verify_lossless(model, heads, ENTROPIES, prompts, max_new_tokens=64)
     write_results("lossless_offline_float32", table)
     assert (table.equal | table.near_tie).all()
@@ -164,7 +164,7 @@ def test_offline_model_is_lossless_in_float32_at_length(offline):
 def test_offline_model_is_lossless_in_bfloat16_at_length(offline):
     """60 prompts x 128 tokens x 4 policies: not one token differs; and what happens without `exact`, for a fifth."""
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
-    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.question_prompts(tokenizer, 60)
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 60)
     policies = ENTROPIES | {"FixedExit(12, 4)": eelib.FixedExit(12, 4)}
     exact = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=128)
     plain = eelib.verify_lossless(model, heads, policies, prompts[:12], max_new_tokens=128)
