@@ -6,24 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eelib.backbone.loading import HUB_ID
 from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import TeacherOutputs
 from eelib.errors import HeadsError, InvalidInputError
-from eelib.heads.hub import model_card
+from eelib.heads.hub import push_heads, read_heads, write_heads
 from eelib.heads.layers import MixedLinear, make_map
-from eelib.workspace import atomic_write
 
 KINDS = ("mlp", "affine", "linear", "none")
 
@@ -216,7 +210,6 @@ class ExitHeads(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes model.safetensors, config.json and README.md (a model card), each whole or not at all."""
-        folder = Path(folder)
         model = self._of[1]
         described = {
             "eelib_version": version("eelib"),
@@ -228,24 +221,14 @@ class ExitHeads(nn.Module):
             "parameters": self.parameter_count(),
             "training": self.training_record,
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_write(folder / "model.safetensors") as path:
-            save_file(tensors, path)
-        with atomic_write(folder / "config.json") as path:
-            path.write_text(json.dumps(described, indent=2) + "\n")
-        with atomic_write(folder / "README.md") as path:
-            path.write_text(model_card(described))
+        write_heads(folder, described, self.state_dict())
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Uploads what `save_pretrained` writes, in one commit to a Hub repository that is made if need be.
 
         Returns the commit's address. Errors are huggingface_hub's own.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Early-exit heads")
+        return push_heads(self.save_pretrained, repo_id, private=private, token=token)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, model: PreTrainedModel, force: bool = False) -> "ExitHeads":
@@ -254,20 +237,7 @@ class ExitHeads(nn.Module):
         Raises:
             HeadsError: no heads there, or heads of another backbone (`force=True` loads those all the same).
         """
-        folder = Path(name)
-        if not folder.is_dir() and HUB_ID.fullmatch(str(name)):
-            try:
-                folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
-            except (HfHubHTTPError, OSError) as error:
-                raise HeadsError(f"{name} is neither a folder nor heads on the Hub: {error}") from error
-        missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-        if missing:
-            raise HeadsError(
-                f"No heads in {folder}: {' and '.join(missing)} missing. `eelib.ExitHeads.save_pretrained` writes them."
-            )
-        described = json.loads((folder / "config.json").read_text())
-        if "heads" not in described or "fingerprint" not in described:
-            raise HeadsError(f"{folder / 'config.json'} does not describe heads: expected keys heads, fingerprint.")
+        folder, described, tensors = read_heads(name)
         fingerprint = Backbone.of(model).fingerprint()
         if described["fingerprint"] != fingerprint and not force:
             raise HeadsError(
@@ -275,7 +245,6 @@ class ExitHeads(nn.Module):
                 f"(fingerprint {described['fingerprint'][:12]}), this is {model.config._name_or_path} "
                 f"({fingerprint[:12]}). Load that model, train heads for this one, or pass force=True."
             )
-        tensors = load_file(folder / "model.safetensors")
         heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
         try:
             heads.load_state_dict(tensors)

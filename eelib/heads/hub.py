@@ -1,6 +1,67 @@
-"""What the README of saved heads says of them."""
+"""Saved heads: a folder of weights, configuration and model card, on disk or on the Hub.
+
+huggingface_hub's ModelHubMixin is not used: it deletes config.json before the weights are written, so that a failed
+save would cost the heads that were there, and it reads config.json as the arguments of `__init__`, which take a model.
+"""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eelib.backbone.loading import HUB_ID
+from eelib.errors import HeadsError
+from eelib.workspace import atomic_write, expanded
+
+FILES = ("config.json", "model.safetensors")
+
+
+def write_heads(folder: str | Path, described: dict, tensors: dict[str, Tensor]) -> None:
+    """Writes model.safetensors, config.json and README.md (a model card), each whole or not at all."""
+    folder = expanded(folder)
+    with atomic_write(folder / "model.safetensors") as path:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    with atomic_write(folder / "config.json") as path:
+        path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / "README.md") as path:
+        path.write_text(model_card(described), encoding="utf-8")
+
+
+def read_heads(name: str | Path) -> tuple[Path, dict, dict[str, Tensor]]:
+    """The folder of that name or, if there is none, of the Hub; what config.json says, and the tensors.
+
+    Raises:
+        HeadsError: no heads there.
+    """
+    folder = expanded(name)
+    if not folder.is_dir() and HUB_ID.fullmatch(str(name)):
+        try:
+            folder = Path(snapshot_download(str(name), allow_patterns=list(FILES)))
+        except (HfHubHTTPError, OSError) as error:
+            raise HeadsError(f"{name} is neither a folder nor heads on the Hub: {error}") from error
+    missing = [file for file in FILES if not (folder / file).is_file()]
+    if missing:
+        raise HeadsError(
+            f"No heads in {folder}: {' and '.join(missing)} missing. `eelib.ExitHeads.save_pretrained` writes them."
+        )
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "heads" not in described or "fingerprint" not in described:
+        raise HeadsError(f"{folder / 'config.json'} does not describe heads: expected keys heads, fingerprint.")
+    return folder, described, load_file(folder / "model.safetensors")
+
+
+def push_heads(save: Callable[[str], None], repo_id: str, *, private: bool | None, token: str | None) -> str:
+    """Uploads what `save` writes into a folder, in one commit; returns the commit's address."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with TemporaryDirectory() as folder:
+        save(folder)
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Early-exit heads")
 
 
 def model_card(described: dict) -> str:

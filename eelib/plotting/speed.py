@@ -208,18 +208,25 @@ def popular_claims(claims: pd.DataFrame, accuracy: pd.DataFrame, claimed_speeds:
         color=PALETTE[0],
         label="measured (95%)",
     )
-    for claimed in claimed_speeds:
-        speed.axhline(claimed, color=PALETTE[7], linestyle=":", label=f"claimed: {claimed:g}")
+    for number, claimed in enumerate(claimed_speeds):
+        label = "claimed: " + " and ".join(f"{value:g}" for value in claimed_speeds)
+        speed.axhline(claimed, color=PALETTE[7], linestyle=":", label=None if number else label)
     speed.axhline(1, color="0.6", linewidth=0.6)
     speed.set(xlabel="threshold on max_prob", ylabel="speed, ratio to plain", ylim=(0, None), xticks=claims.threshold)
     speed.legend(fontsize=6)
     for (task, part), color, marker in zip(accuracy.groupby("task", sort=False), PALETTE[1:], "s^D", strict=False):
         errors = interval_errors(part, "value_less_full")
         change.errorbar(
-            part.threshold, part.value_less_full, yerr=errors, fmt=f"{marker}-", capsize=1.5, color=color, label=task
+            part.threshold,
+            part.value_less_full,
+            yerr=errors,
+            fmt=f"{marker}-",
+            capsize=1.5,
+            color=color,
+            label=task.removeprefix("offline_"),
         )
     change.axhline(0, color="0.6", linewidth=0.6)
-    change.set(xlabel="threshold on max_prob", ylabel="accuracy, less the full model's (95%)", xticks=claims.threshold)
+    change.set(xlabel="threshold on max_prob", ylabel="accuracy, less the\nfull model's (95%)", xticks=claims.threshold)
     change.legend(fontsize=6)
     return figure
 

@@ -112,3 +112,11 @@ def test_parameters_count_the_copied_rows(llama, text):
 def test_settings_that_no_heads_can_have(llama, settings):
     with pytest.raises(InvalidInputError):
         eelib.ExitHeads.init(llama, **{"depths": [2, 4], **settings})
+
+
+def test_folders_are_named_as_in_a_shell(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    heads = eelib.ExitHeads.init(llama, [2], "affine")
+    heads.save_pretrained("$SCRATCH/mine")
+    assert (tmp_path / "mine" / "config.json").is_file()
+    assert eelib.ExitHeads.from_pretrained("$SCRATCH/mine", llama).depths == (2,)

@@ -81,5 +81,5 @@ def test_claims_stand_beside_what_was_measured():
     claims = with_intervals(pd.DataFrame({"threshold": [0.7, 0.9], "speed_ratio": [1.1, 1.0]}), "speed_ratio")
     rows = pd.DataFrame({"threshold": [0.7, 0.9] * 2, "task": ["a", "a", "b", "b"], "value_less_full": [-0.1, 0, 0, 0]})
     speed, change = plotting.popular_claims(claims, with_intervals(rows, "value_less_full"), [1.5, 3]).axes
-    assert {line.get_label() for line in speed.lines} >= {"claimed: 1.5", "claimed: 3"}
+    assert "claimed: 1.5 and 3" in {line.get_label() for line in speed.lines}
     assert {text.get_text() for text in change.get_legend().get_texts()} == {"a", "b"}
