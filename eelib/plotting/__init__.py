@@ -1,6 +1,13 @@
-"""Every figure of the notebooks."""
+"""Every figure of the notebooks: functions from a table to a figure. Needs the extra `paper`."""
+
+from importlib.util import find_spec
 
 import lazy_loader
+
+from eelib.errors import MissingExtraError
+
+if not (find_spec("matplotlib") and find_spec("seaborn")):
+    raise MissingExtraError("No matplotlib or no seaborn: pip install 'eelib[paper]'")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

@@ -1,6 +1,11 @@
+import importlib
+import sys
+
 import pandas as pd
+import pytest
 
 from eelib import plotting
+from eelib.errors import MissingExtraError
 
 
 def test_three_files_at_final_size_with_fonts_embedded(tmp_path):
@@ -27,3 +32,10 @@ def test_an_interval_beside_its_value_is_drawn_as_far_as_it_goes():
     figure, (axes,) = plotting.panels(1)
     plotting.band(axes, pd.DataFrame({"x": [1.0], "y": [0.5], "y_low": [0.6], "y_high": [0.7]}), "x", "y")
     figure.canvas.draw()
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    monkeypatch.delitem(sys.modules, "eelib.plotting")
+    with pytest.raises(MissingExtraError, match=r"pip install 'eelib\[paper\]'"):
+        importlib.import_module("eelib.plotting")
