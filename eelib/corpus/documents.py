@@ -153,7 +153,7 @@ def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: in
 def _write_batch(
     config: CorpusConfig, model, turns: Turns, begun: Sequence[Opening], start: int, teacher: Teacher | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and counted positions of the documents from number `start` on, which begin so; [row, position]."""
+    """Tokens and loss masks of the documents from number `start` on, which begin so; [row, position]."""
     generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
     text = generate_texts(
         model, turns, config.length, [opening.temperature for opening in begun], config.prompt_temperature,

@@ -1,4 +1,4 @@
-"""Peers: each does what its paper says, on this engine, and none leaves the model changed."""
+"""Baselines: each does what its paper says, on this engine, and none leaves the model changed."""
 
 import importlib
 import math
