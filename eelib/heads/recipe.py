@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone.loading import batch_dtype, load_model
@@ -144,14 +146,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--workspace", help="folder that holds data/; default: EELIB_HOME or the working folder")
     given = parser.parse_args(arguments)
+    # accelerate counts several processes on CPUs only if told so, and leaves `launch --cpu` to who asks.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
     try:
         recipe = Recipe.load(given.recipe)
-        model, tokenizer = load_model(given.model, dtype=batch_dtype(given.dtype), device=PartialState().device)
+        dtype = batch_dtype(given.dtype, state.device)
+        model, tokenizer = load_model(given.model, dtype=dtype, device=state.device)
         workspace = Workspace(given.slug or given.model.rstrip("/").rpartition("/")[2], given.workspace)
         corpus, heads, _ = make_heads(recipe, model, tokenizer, workspace)
     except EelibError as error:
         parser.exit(1, f"error: {error}\n")
-    if PartialState().is_main_process:
+    if state.is_main_process:
         print(corpus.report().to_string(index=False))
         print(pd.DataFrame(heads.training_record["validation"]).to_string(index=False))
         print(f"Heads are in {workspace.heads}.")
