@@ -8,9 +8,10 @@ from datasets import Dataset
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from tiny import letters, random_heads, scored_by_hand, tiny_model
+from tiny import letters, random_heads
 
 import eelib
+from eelib.confidence.metrics import confidence
 from eelib.errors import FetchError, InvalidInputError, UnsupportedError
 from eelib.evaluation import cases, harness
 
@@ -37,9 +38,8 @@ class InMemory(ConfigurableTask):
 
 
 @pytest.fixture(scope="module")
-def lm():
-    model = tiny_model("llama", torch.float32)
-    return harness.EarlyExitLM(model, letters(), random_heads(model), "max_prob", batch_size=4)
+def lm(llama):
+    return harness.EarlyExitLM(llama, letters(), random_heads(llama), "max_prob", batch_size=4)
 
 
 @pytest.fixture(autouse=True)
@@ -188,9 +188,8 @@ def test_offline_tasks_are_the_packaged_cases(lm, monkeypatch):
     assert (table[table.task == "offline_gsm8k"].blocks > 1 / 6).all()  # the first token is the full model's
 
 
-def test_accuracy_on_the_packaged_cases_is_by_the_metric_of_each_task():
-    model = tiny_model("llama", torch.float32)
-    lm = harness.EarlyExitLM(model, letters(), random_heads(model), "max_prob", batch_size=4, max_length=2048)
+def test_accuracy_on_the_packaged_cases_is_by_the_metric_of_each_task(llama):
+    lm = harness.EarlyExitLM(llama, letters(), random_heads(llama), "max_prob", batch_size=4, max_length=2048)
     table = harness.multiple_choice_accuracy({"own": lm, "all at 1": lm.with_thresholds({1: 0.0})}, 3, reference="own")
     assert table.task.tolist() == ["hellaswag"] * 2 + ["truthfulqa_mc1"] * 2 and "metric" not in table
     table = table.set_index(["task", "setting"])
@@ -229,45 +228,61 @@ def test_missing_cases_and_unknown_tasks(lm, monkeypatch):
         harness.run_cases(lm, ["offline_hellaswag"])
 
 
-def answered_by_hand(heads, tokenizer, case, thresholds) -> tuple[list, list, list]:
-    """For each choice: log-probability, mean blocks a token, and how many tokens it has."""
-    log_probs, blocks, lengths = [], [], []
-    start = len(tokenizer(case.context).input_ids)
+def read_by_hand(heads, tokenizer, case) -> list[dict[int, tuple]]:
+    """For each choice, by depth: the scores before its tokens (inf at the full model), and their log-probabilities."""
+    backbone, start, found = heads.backbone, len(tokenizer(case.context).input_ids), []
     for choice in case.choices:
         text = tokenizer(f"{case.context} {choice}", return_tensors="pt").input_ids[0]
-        log_prob, ran = scored_by_hand(heads, text, start, "max_prob", thresholds)
-        log_probs.append(log_prob)
-        blocks.append(ran)
-        lengths.append(len(text) - start)
-    return log_probs, blocks, lengths
+        by_depth = {}
+        for depth, states in backbone.states(text[None, :-1], [*heads.depths, backbone.n_blocks]).items():
+            states, scores = states[0, start - 1 :], torch.full((len(text) - start,), float("inf"))
+            if depth < backbone.n_blocks:
+                scores = confidence(heads.logits(depth, states), ["max_prob"])["max_prob"]
+            logits = heads.full_logits(depth, states) if depth < backbone.n_blocks else backbone.unembed(states)
+            by_depth[depth] = scores, logits.log_softmax(-1).gather(-1, text[start:, None])[:, 0]
+        found.append(by_depth)
+    return found
+
+
+def gap_in(scores: torch.Tensor) -> float:
+    """The middle of the widest gap between scores that are neither low nor high: no rounding reaches it."""
+    middle = scores.sort().values[len(scores) // 4 : -len(scores) // 4]
+    widest = middle.diff().argmax()
+    assert middle.diff()[widest] > 1e-3
+    return middle[widest : widest + 2].mean().item()
 
 
 def test_the_offline_model_answers_as_the_benchmarks_have_it():
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    """One case a task: by early exits as added up by hand, without them as the harness's own model."""
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32", device="cpu")
     heads = eelib.ExitHeads.init(model, (10, 20), "none")
-    thresholds = {10: 0.5, 20: 0.5}
+    asked = {name: cases.load_cases(name)[0] for name in cases.MULTIPLE_CHOICE}
+    told = {name: read_by_hand(heads, tokenizer, case) for name, case in asked.items()}
+    choices = [by_depth for of_case in told.values() for by_depth in of_case]
+    thresholds = {depth: gap_in(torch.cat([by_depth[depth][0] for by_depth in choices])) for depth in heads.depths}
     lm = harness.EarlyExitLM(model, tokenizer, heads, "max_prob", batch_size=4)
-    names = [f"offline_{name}" for name in cases.MULTIPLE_CHOICE]
-    settings = {
-        "full": lm,
-        "early": lm.with_thresholds(thresholds),
-        "plain": HFLM(model, tokenizer=tokenizer, backend="causal"),
-    }
-    loaded = harness._load(names, None)
-    lms = {name: harness.run_cases(setting, loaded, 2) for name, setting in settings.items()}
-    for name in cases.MULTIPLE_CHOICE:
-        metric = "acc_norm" if name == "hellaswag" else "acc"
-        found = {
-            setting: table[(table.task == f"offline_{name}") & (table.metric == metric)].reset_index()
-            for setting, table in lms.items()
+    settings = {"early": lm.with_thresholds(thresholds), "full": lm.with_thresholds(None)}
+    settings["plain"] = HFLM(model, tokenizer=tokenizer, backend="causal")
+    loaded = harness._load([f"offline_{name}" for name in asked], None)
+    tables = {name: harness.run_cases(setting, loaded, 1) for name, setting in settings.items()}
+    for name, case in asked.items():
+        metric = "acc_norm" if case.per_character else "acc"
+        rows = {
+            setting: table[(table.task == f"offline_{name}") & (table.metric == metric)].squeeze()
+            for setting, table in tables.items()
         }
-        for setting, used in (("full", {}), ("early", thresholds)):
-            for case, row in zip(cases.load_cases(name)[:2], found[setting].itertuples(), strict=True):
-                log_probs, blocks, lengths = answered_by_hand(heads, tokenizer, case, used)
-                ranked = np.array(log_probs) / ([len(c) for c in case.choices] if case.per_character else 1)
-                assert int(row.answer) == ranked.argmax() and row.value == (ranked.argmax() == case.answer)
-                assert row.log_prob == pytest.approx(log_probs[case.answer], rel=1e-4)
-                assert row.blocks == pytest.approx(np.average(blocks, weights=lengths) / 30, rel=1e-6)
-        pd.testing.assert_series_equal(found["plain"].answer, found["full"].answer)
-        np.testing.assert_allclose(found["plain"].log_prob, found["full"].log_prob, atol=1e-4)
-        assert found["early"].blocks.mean() < 1
+        depths, log_probs = [], []
+        for by_depth in told[name]:
+            scores, values = (torch.stack(each) for each in zip(*by_depth.values(), strict=True))  # [depth, token]
+            first = (scores >= torch.tensor([*thresholds.values(), 0.0])[:, None]).int().argmax(0)
+            depths += [(*heads.depths, 30)[i] for i in first]
+            log_probs.append([values.gather(0, first[None]).sum().item(), values[-1].sum().item()])
+        lengths = [[len(choice)] if case.per_character else [1] for choice in case.choices]
+        ranked = np.array(log_probs) / lengths  # [choice, early or full]
+        assert (np.diff(np.sort(ranked, axis=0), axis=0)[-1] > 1e-3).all(), "no rounding decides it"
+        for setting, which in (("early", 0), ("full", 1), ("plain", 1)):
+            row, best = rows[setting], ranked[:, which].argmax()
+            assert int(row.answer) == best and row.value == (best == case.answer)
+            assert row.log_prob == pytest.approx(log_probs[case.answer][which], rel=1e-4)  # dozens of float32 terms
+        assert rows["early"].blocks == pytest.approx(np.mean(depths) / 30) and 1 / 3 < rows["early"].blocks < 1
+        assert rows["full"].blocks == 1
