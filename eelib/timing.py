@@ -60,8 +60,8 @@ def peak_memory(call: Callable[[], object]) -> float:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else a call finds room in what earlier ones gave back
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-        before = _resident("VmRSS")
-    except (OSError, AttributeError):
+        before, _ = _resident("VmRSS"), _resident("VmHWM")
+    except (OSError, AttributeError, StopIteration):
         return float("nan")
     call()
     return float(max(0, _resident("VmHWM") - before))

@@ -21,7 +21,9 @@ def asked():
     heads = random_heads(model, scale=0.02)
     sequences, spoken = answers(model, tokenizer, QUESTIONS, 12)
     traces = eelib.record_traces(model, heads, sequences, loss_mask=spoken)
-    return model, tokenizer, heads, eelib.calibrate(traces, "entropy", 0.5, target="output_agreement")
+    found = eelib.calibrate(traces, "entropy", 0.5, target="output_agreement")
+    # Thresholds are scores; a little below them, whatever shares a pass rounds no score to the other side.
+    return model, tokenizer, heads, replace(found, thresholds=tuple(t and t - 1e-4 for t in found.thresholds))
 
 
 @pytest.mark.parametrize("goal", GOALS)

@@ -88,9 +88,24 @@ def test_interleaving_takes_turns():
 
 def test_peak_memory_is_what_a_call_holds_at_once():
     size = 200 * 2**20
-    peak = timing.peak_memory(lambda: torch.ones(size, dtype=torch.uint8).max())
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # whose memory is looked at
+    peak = timing.peak_memory(lambda: torch.ones(size, dtype=torch.uint8, device=device).max())
     assert np.isnan(peak) or 0.8 * size < peak < 3 * size
     assert not timing.peak_memory(lambda: None) > 0.2 * size
+
+
+@pytest.mark.parametrize("error", [OSError, StopIteration])
+def test_peak_memory_where_the_system_does_not_say(monkeypatch, error):
+    """No such file, or a file without the peak."""
+
+    def silent(field):
+        if field == "VmHWM":
+            raise error
+        return 1
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(timing, "_resident", silent)
+    assert np.isnan(timing.peak_memory(lambda: pytest.fail("not to be called for nothing")))
 
 
 def test_token_agreement_and_mismatches(llama):

@@ -1,7 +1,6 @@
 import socket
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset

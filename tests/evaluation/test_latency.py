@@ -1,9 +1,10 @@
 """Timings of pieces, and the speed expected from them."""
 
+import time
 from collections import Counter
 
 import pytest
-from tiny import N_BLOCKS, after, prompts, random_heads
+from tiny import N_BLOCKS, after, own_text, prompts, random_heads, tiny_model
 
 import eelib
 from eelib.errors import InvalidInputError
@@ -76,19 +77,45 @@ def test_timing_meets_every_piece_and_changes_no_token(llama):
         time_pieces(llama, heads, asked[:1])
 
 
-def test_expected_speed_of_a_policy(llama):
-    """Nothing is charged twice and nothing forgotten: the expected seconds are near the measured ones."""
-    heads, asked = random_heads(llama), prompts(8)
-    timings = time_pieces(llama, heads, asked[:4], max_new_tokens=24)
-    texts = [llama.generate(p, do_sample=False, max_new_tokens=24, eos_token_id=None)[0] for p in asked]
+@pytest.fixture
+def priced(monkeypatch):
+    """A model and heads on a clock that only their calls move, by so much a call and a position."""
+    model, now = tiny_model("llama", seed=3), 0.0
+    model.generation_config.eos_token_id = None  # all texts are of one length, so all minutes of one speed
+    heads = random_heads(model)
+
+    def charge(module, of_call, of_position=0.0):
+        def pay(module, given):
+            nonlocal now
+            ids, states = given[0].numel(), given[0].shape[:-1].numel()
+            now += of_call + of_position * (states if given[0].is_floating_point() else ids)
+
+        module.register_forward_pre_hook(pay)
+
+    eelib.Backbone.of(model)  # found before anything has its price
+    charge(model.model.embed_tokens, 0.5, 0.25)
+    charge(model.lm_head, 7.0, 0.5)
+    for block in model.model.layers:
+        charge(block, 2.0, 0.125)
+    for depth, price in zip(heads.depths, (1.0, 3.0, 5.0), strict=True):
+        charge(heads.maps[str(depth)], price)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    return model, heads
+
+
+def test_expected_speed_of_a_policy(priced):
+    """Nothing is charged twice and nothing forgotten: on such a clock the expected seconds are the measured ones."""
+    (model, heads), asked = priced, prompts(4)
+    timings = time_pieces(model, heads, asked[:2], max_new_tokens=20)
+    assert timings.pieces["blocks", 1, 3, 1] == 2 * 2.125 and timings.pieces["unembedding", 4] == 9.0
+    assert timings.pieces["head", 3] == 3.0 + 7.0 + 0.5 and timings.per_round == timings.per_token == 0
+    length = {"max_new_tokens": 20, "eos_token_id": None}
+    texts = [own_text(model, prompt, **length)[0] for prompt in asked]
     loss_mask = after(6, texts)
     for mask in loss_mask:
         mask[-1] = False
-    traces = eelib.record_traces(llama, heads, texts, loss_mask=loss_mask)
-    for policy in (eelib.Never(), eelib.FixedExit(3, 3)):
-        runs = [
-            eelib.generate(llama, p, heads=heads, policy=policy, max_new_tokens=24, eos_token_id=None).stats
-            for p in asked
-        ]
+    traces = eelib.record_traces(model, heads, texts, loss_mask=loss_mask)
+    for policy in (eelib.Never(), eelib.FixedExit(3, 3), eelib.FixedExit(1, 2)):
+        runs = [eelib.generate(model, p, heads=heads, policy=policy, **length).stats for p in asked]
         work = replay_policy(policy, traces, N_BLOCKS, [7] * len(asked))
-        assert timings.seconds(work) == pytest.approx(sum(s.seconds for s in runs), rel=0.5)
+        assert timings.seconds(work) == pytest.approx(sum(s.seconds for s in runs))
