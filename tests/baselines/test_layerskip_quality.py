@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import letters, prompts, random_heads, tiny_model
+from tiny import letters, prompts, random_heads
 from torch.nn import functional as F
 
 import eelib
@@ -110,10 +110,9 @@ def test_a_grid_counts_what_decoding_does(llama):
         assert row.tokens_per_pass == pytest.approx(30 / sum(reads.passes_of_run(s) for s in stats))
 
 
-def test_accuracy_beside_the_original(monkeypatch):
+def test_accuracy_beside_the_original(llama, monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
-    model = tiny_model("llama", torch.float32)
-    table = layerskip_quality.compare_accuracy({"original": model, "tuned": model}, letters(), 2)
+    table = layerskip_quality.compare_accuracy({"original": llama, "tuned": llama}, letters(), 2)
     intervals = [f"{value}{end}" for value in ("accuracy", "difference") for end in ("", "_low", "_high")]
     assert table.columns.tolist() == ["task", "model", "cases", *intervals, "changed"]
     assert table.model.tolist() == ["original", "tuned"] * 2 and table.cases.eq(2).all()

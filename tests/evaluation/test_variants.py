@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import letters, tiny_model
+from tiny import letters
 
 import eelib
 from eelib import evaluation
@@ -9,9 +9,8 @@ from eelib.evaluation import HeadVariant
 
 
 @pytest.fixture(scope="module")
-def setting():
+def setting(llama):
     """A tiny model, a corpus whose first two positions of a document do not count, and a teacher."""
-    model = tiny_model("llama", torch.float32)
     generator = torch.Generator().manual_seed(0)
     splits = {
         name: [torch.randint(3, 97, (length,), generator=generator) for length in lengths]
@@ -19,7 +18,7 @@ def setting():
     }
     masks = {name: [torch.arange(len(text)) >= 2 for text in texts] for name, texts in splits.items()}
     corpus = eelib.Corpus(**splits, loss_mask=masks, written=7)
-    return model, corpus, eelib.Teacher(model, (2, 4))
+    return llama, corpus, eelib.Teacher(llama, (2, 4))
 
 
 TRAINING = eelib.TrainConfig(epochs=1, batch_size=1, shuffle_buffer=1)

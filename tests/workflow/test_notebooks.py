@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 import eelib
 from eelib import evaluation, plotting
-from eelib.decoding.bitwise import RowExact
+from eelib.errors import UnsupportedError
+
+pytestmark = pytest.mark.timeout(1800)  # a dozen notebooks in one fixture: minutes, and more on a slower machine
 
 SMALL = {
     "01_train_heads": {
@@ -134,25 +136,29 @@ ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) 
 
 
 def test_offline_model_is_lossless_in_float32(offline):
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32", device="cpu")
     heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
     table = eelib.verify_lossless(model, heads, ENTROPIES["entropy up to 2.0 nats"], prompts, max_new_tokens=24)
     assert (table.equal | table.near_tie).all() and table.drafted.sum() > 0
 
 
 def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
+    """By as many positions at once as this machine's kernels allow; where they allow none, it says so."""
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16", device="cpu")
     heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
     policies = {"DSSD": ENTROPIES["entropy up to 2.0 nats"], "fixed": eelib.FixedExit(12, 4)}
-    table = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=24)
-    assert table.equal.all() and (table.groupby("policy").drafted.sum() > 0).all()
-    assert RowExact.of(eelib.Backbone.of(model)).at_once > 1, "verification should take several rows at once"
+    try:
+        table = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=24)
+    except UnsupportedError as refusal:
+        assert "Leave exact out" in str(refusal)
+    else:
+        assert table.equal.all() and (table.groupby("policy").drafted.sum() > 0).all()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_offline_model_is_lossless_in_float32_at_length(offline):
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32", device="cpu")
     heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 20)
     table = eelib.verify_lossless(model, heads, ENTROPIES, prompts, max_new_tokens=64)
     write_results("lossless_offline_float32", table)
@@ -163,7 +169,7 @@ def test_offline_model_is_lossless_in_float32_at_length(offline):
 @pytest.mark.timeout(7200)
 def test_offline_model_is_lossless_in_bfloat16_at_length(offline):
     """60 prompts x 128 tokens x 4 policies: not one token differs; and what happens without `exact`, for a fifth."""
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
+    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16", device="cpu")
     heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 60)
     policies = ENTROPIES | {"FixedExit(12, 4)": eelib.FixedExit(12, 4)}
     exact = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=128)
