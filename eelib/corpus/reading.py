@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from eelib.errors import CorpusError
 from eelib.packaged import case_file
@@ -44,17 +45,24 @@ def read_documents(source: str) -> Iterator[str]:
         return
     path = expanded(source)
     if path.suffix == ".jsonl" and path.is_file():
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(_text(path).splitlines(), start=1):
             try:
                 yield json.loads(line)["text"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise CorpusError(f"{path}, line {number}: expected a JSON object with a field 'text'.") from error
     elif path.suffix == ".txt" and path.is_file():
-        yield from (text for text in path.read_text().split("\n\n") if text.strip())
+        yield from (text for text in _text(path).split("\n\n") if text.strip())
     elif path.suffix in (".txt", ".jsonl"):
         raise CorpusError(f"No file {source}.")
     else:
         yield from _stream(source)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is no text in UTF-8: {error}.") from error
 
 
 def _stream(source: str) -> Iterator[str]:

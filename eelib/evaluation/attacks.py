@@ -97,7 +97,8 @@ def _edit(calibration: Calibration, **changes) -> Callable[[Path], None]:
 
     def write(file: Path) -> None:
         calibration.to_json(file)
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(content | changes), encoding="utf-8")
 
     return write
 

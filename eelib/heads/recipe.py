@@ -57,7 +57,7 @@ class Recipe:
         """
         path, changes = expanded(path), dict(changes or {})
         try:
-            given = yaml.safe_load(path.read_text())
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
         parts = {"corpus": CorpusConfig, "heads": HeadConfig, "training": TrainConfig}

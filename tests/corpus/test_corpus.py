@@ -188,11 +188,14 @@ def test_bad_text_is_one_readable_error(llama, tmp_path):
 
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"words": 1}')
+    (tmp_path / "old.txt").write_bytes("façade".encode("latin-1"))
     (tmp_path / "same.txt").write_text("\n\n".join(texts(1) * 20))
     with pytest.raises(CorpusError, match="ran out: it has 0 documents"):
         load("empty.txt")
     with pytest.raises(CorpusError, match=r"bad.jsonl, line 2"):
         load("bad.jsonl")
+    with pytest.raises(CorpusError, match=r"old.txt is no text in UTF-8"):
+        load("old.txt")
     with pytest.raises(CorpusError, match="1 different documents"):
         load("same.txt", None)
     with pytest.raises(CorpusError, match="No file"):

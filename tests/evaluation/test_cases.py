@@ -16,10 +16,12 @@ def test_packaged_cases(task, n):
 
 def test_nothing_is_measured_on_what_heads_are_trained_on():
     folder = PROJECT / "data" / "benchmarks"
-    given = {json.loads(line)["text"] for line in (folder / packaged.PROMPTS).read_text().splitlines()}
+    given = {json.loads(line)["text"] for line in (folder / packaged.PROMPTS).read_text(encoding="utf-8").splitlines()}
     assert len(given) == 60
     for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
-        assert not given & {json.loads(line)[field] for line in (folder / f"{name}.jsonl").read_text().splitlines()}
+        assert not given & {
+            json.loads(line)[field] for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        }
 
 
 def test_questions_are_different_prompts():

@@ -68,9 +68,9 @@ def test_saved_and_loaded(model, tmp_path, kind):
     state = Backbone.of(model).states(prompts(1)[0], [4])[4]
     assert torch.equal(heads.logits(4, state), loaded.logits(4, state))
     assert loaded.config == heads.config and not any(p.requires_grad for p in loaded.parameters())
-    described = json.loads((tmp_path / "config.json").read_text())
+    described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert {"backbone", "revision", "fingerprint", "heads", "training", "eelib_version"} <= set(described)
-    assert "Early-exit heads" in (tmp_path / "README.md").read_text()
+    assert "Early-exit heads" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
