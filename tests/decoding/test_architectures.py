@@ -28,7 +28,7 @@ def test_output_is_the_models_own(family_model):
     """With a text much longer than the sliding windows."""
     drafted = accepted = 0
     heads = random_heads(family_model)
-    for prompt in prompts(3, length=9):
+    for prompt in prompts(2, length=9):
         own = own_text(family_model, prompt, max_new_tokens=40)
         for policy in POLICIES:
             out = eelib.generate(family_model, prompt, heads=heads, policy=policy, max_new_tokens=40)

@@ -48,7 +48,7 @@ POLICIES = [
 
 @pytest.fixture(scope="module")
 def own_texts(model):
-    return [(prompt, own_text(model, prompt, max_new_tokens=40)) for prompt in prompts(4)]
+    return [(prompt, own_text(model, prompt, max_new_tokens=40)) for prompt in prompts(3)]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
