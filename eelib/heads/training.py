@@ -106,11 +106,16 @@ def train_heads(
         head's choice is the model's), learning_rate, tokens_per_second.
 
     Raises:
-        CorpusError: no sequences. HeadsError: nothing to train. TrainingError: the loss is not a number, the
-        checkpoint is another run's or cannot be written.
+        CorpusError: no sequences, or no position that counts. HeadsError: nothing to train. TrainingError: the loss is
+        not a number, the checkpoint is another run's or cannot be written.
     """
     if not sequences:
         raise CorpusError("No sequences to train on: the training split is empty.")
+    if loss_mask is not None and not any(mask.any() for mask in loss_mask):
+        raise CorpusError(
+            "Nothing to train on: the loss mask lets no position through. In text of the model's own, that its user's "
+            "words leave it no room: give a greater length or a smaller prompt_length."
+        )
     if not any(True for _ in heads.parameters()):
         raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
     teacher = Teacher(model, heads.depths) if teacher is None else teacher
@@ -247,6 +252,7 @@ def _train_step(heads: ExitHeads, outputs: TeacherOutputs | None, run: _Run, n_s
     device = heads.backbone.model.device
     tokens = reduce(torch.tensor(0.0 if outputs is None else float(len(outputs.argmax)), device=device), "sum").item()
     run.step, run.tokens = run.step + 1, run.tokens + int(tokens)
+    tokens = max(tokens, 1.0)  # a step of texts of which no position counts teaches nothing
     config, logged = run.config, run.logs(n_steps)
     distillation = None
     if outputs is not None:

@@ -201,9 +201,20 @@ def test_a_loss_that_is_no_number_stops_training(text):
         eelib.train_heads(model, heads, text, CONFIG)
 
 
+def test_a_step_without_a_position_that_counts_teaches_nothing(llama, text):
+    masks = [torch.ones(len(t), dtype=torch.bool) for t in text[:3]]
+    masks[1][:] = False
+    config = eelib.TrainConfig(epochs=1, batch_size=1, shuffle_buffer=1, log_every=1)
+    report = eelib.train_heads(llama, heads_for(llama), text[:3], config, loss_mask=masks)
+    assert report.tokens.max() == len(text[0]) + len(text[2]) and report.loss.notna().all()
+    assert (report.groupby("step").loss.sum() == 0).sum() == 1
+
+
 def test_nothing_to_train(llama, text):
     with pytest.raises(CorpusError, match="empty"):
         eelib.train_heads(llama, heads_for(llama), [], CONFIG)
+    with pytest.raises(CorpusError, match="no position through"):
+        eelib.train_heads(llama, heads_for(llama), text, CONFIG, loss_mask=[torch.zeros(len(t)).bool() for t in text])
     with pytest.raises(HeadsError, match="nothing to train"):
         eelib.train_heads(llama, heads_for(llama, "none"), text, CONFIG)
     for wrong in ({"loss": "mse"}, {"epochs": 0}, {"learning_rate": -1.0}, {"warmup": 1.0}):
