@@ -41,7 +41,8 @@ def run(code: str, folder) -> None:
 
 
 def test_usage_runs_on_a_little_text(usage, stand_in, tmp_path):
-    less = usage.replace("documents=2000", "documents=40").replace("length=192", "length=96")
+    # So few that it is quick, so many that no split stays empty, whatever text this machine's bfloat16 makes.
+    less = usage.replace("documents=2000", "documents=100").replace("length=192", "length=72")
     assert less != usage
     run(less.replace(NAME, stand_in), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["my-heads"], "nothing lies where it was not asked for"
