@@ -165,26 +165,29 @@ class Flickering(StoppingCriteria):
         return torch.tensor([self.asked % 3 == 0])
 
 
-def test_a_criterion_that_changes_its_mind_still_cuts_the_models_own_text(model):
-    own = own_text(model, prompts(1)[0], max_new_tokens=40, eos_token_id=None)
+@pytest.fixture(scope="module")
+def forty(model):
+    return own_text(model, prompts(1)[0], max_new_tokens=40, eos_token_id=None)
+
+
+def test_a_criterion_that_changes_its_mind_still_cuts_the_models_own_text(model, forty):
     heads = random_heads(model)
     for policy in (POLICY, eelib.FixedExit(5, 4), eelib.FixedExit(5, 1), eelib.FixedExit(5, 2)):
         out = eelib.generate(
             model, prompts(1)[0], heads=heads, policy=policy, max_new_tokens=40, eos_token_id=None,
             stopping_criteria=StoppingCriteriaList([Flickering()]),
         )  # fmt: skip
-        assert torch.equal(out.sequences, own[:, : out.sequences.shape[1]])
+        assert torch.equal(out.sequences, forty[:, : out.sequences.shape[1]])
 
 
 @pytest.mark.parametrize("times", range(1, 12))
-def test_a_limit_that_strikes_anywhere_cuts_the_models_own_text(model, times):
-    own = own_text(model, prompts(1)[0], max_new_tokens=40, eos_token_id=None)
+def test_a_limit_that_strikes_anywhere_cuts_the_models_own_text(model, forty, times):
     for policy in (POLICY, eelib.FixedExit(5, 4)):
         out = eelib.generate(
             model, prompts(1)[0], heads=random_heads(model), policy=policy, max_new_tokens=40, eos_token_id=None,
             stopping_criteria=StoppingCriteriaList([Asked(times)]),
         )  # fmt: skip
-        assert torch.equal(out.sequences, own[:, : out.sequences.shape[1]])
+        assert torch.equal(out.sequences, forty[:, : out.sequences.shape[1]])
         assert len(out.trace) == out.stats.emitted + out.stats.drafted - out.stats.accepted
 
 

@@ -15,7 +15,7 @@ NEW = 24
 @pytest.fixture(scope="module", params=["whole vocabulary", "drafted part"])
 def told(request, llama):
     """Heads, prompts, and traces of the model's own text after them."""
-    asked = prompts(4)
+    asked = prompts(3)
     texts = [llama.generate(p, do_sample=False, max_new_tokens=NEW, eos_token_id=None)[0] for p in asked]
     if request.param == "whole vocabulary":
         heads = random_heads(llama, scale=0.02)
