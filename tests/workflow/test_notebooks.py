@@ -76,7 +76,7 @@ def offline(tmp_path_factory) -> eelib.Workspace:
 def pythia_like(folder: Path) -> Path:
     """A random GPT-NeoX with a tokenizer of its own, saved as the Hub would hand it out, and text to read."""
     questions = [
-        json.loads(line)["prompt"] for line in (PROJECT / "data/benchmarks/gsm8k.jsonl").read_text().splitlines()
+        json.loads(line)["prompt"] for line in (PROJECT / "data/benchmarks/gsm8k.jsonl").read_text("utf-8").splitlines()
     ]
     (folder / "text").mkdir()
     rows = [json.dumps({"text": question}) for question in questions]
