@@ -178,3 +178,19 @@ def chatty():
     tokenizer = letters()
     tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def with_intervals(table, *names):
+    return table.assign(**{f"{n}_low": table[n] - 0.1 for n in names}, **{f"{n}_high": table[n] + 0.2 for n in names})
+
+
+DECODERS = with_intervals(
+    pd.DataFrame({
+        "decoder": ["plain", "DSSD", "LayerSkip, logit lens", "LayerSkip, our heads"],
+        "kind": [None, "DSSD", "LayerSkip, logit lens", "LayerSkip, our heads"],
+        "epsilon": [None, 0.7, None, None], "depth": [None, None, 1, 6], "draft_length": [None, None, 1, 2],
+        "acceptance_rate": [None, 0.5, 0.1, 0.4], "speed_ratio": [1, 1.1, 0.9, 1.0],
+        "acceptance_ratio": [None, None, 5.0, 1.25],
+    }).astype({"epsilon": float, "depth": float, "draft_length": float, "acceptance_rate": float}),
+    "acceptance_rate", "speed_ratio", "acceptance_ratio",
+)  # fmt: skip

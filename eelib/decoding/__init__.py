@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["engine", "options", "session", "policies", "sampling", "frontier", "bitwise", "lossless", "monitor"],
+    submodules=["engine", "options", "session", "policies", "acceptance", "frontier", "bitwise", "lossless", "monitor"],
     submod_attrs={
         "engine": ["custom_generate", "generate"],
         "session": ["DecodingCall", "DecodingOutput", "DecodingStats", "Session"],

@@ -12,10 +12,10 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from eelib.backbone.segments import Backbone
+from eelib.decoding.acceptance import Draft, Greedy, Sampling
 from eelib.decoding.frontier import Frontier
 from eelib.decoding.options import attended
 from eelib.decoding.policies import Policy
-from eelib.decoding.sampling import Draft, Greedy, Sampling
 from eelib.errors import HeadsError, UnsupportedError
 from eelib.heads.exit_heads import ExitHeads
 

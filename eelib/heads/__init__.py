@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["exit_heads", "layers", "loss", "training", "recipe", "hub"],
+    submodules=["exit_heads", "kinds", "loss", "training", "recipe", "hub"],
     submod_attrs={
         "exit_heads": ["ExitHeads", "HeadConfig"],
         "loss": ["DistillationLoss"],

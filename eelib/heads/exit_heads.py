@@ -17,7 +17,7 @@ from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import TeacherOutputs
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
-from eelib.heads.layers import MixedLinear, make_map
+from eelib.heads.kinds import MixedLinear, make_map
 
 KINDS = ("mlp", "affine", "linear", "none")
 

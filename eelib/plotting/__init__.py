@@ -12,6 +12,7 @@ if not (find_spec("matplotlib") and find_spec("seaborn")):
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "acceptance",
         "accuracy",
         "attacks",
         "calibration",
@@ -30,16 +31,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layerskip": ["exits_by_depth", "full_model_change"],
         "calibration": ["promised_against_achieved", "shifted_agreement", "violations"],
         "confidence": ["auroc_by_depth", "risk_coverage_curves", "roc_curves", "score_densities"],
-        "speed": [
-            "acceptance_by_exit",
-            "acceptance_curve",
-            "baselines",
-            "popular_claims",
-            "predicted_speed",
-            "setting_label",
-            "speed_against_agreement",
-            "tuned_speed",
-        ],
+        "acceptance": ["acceptance_by_exit", "acceptance_curve", "setting_label", "tuned_speed"],
+        "speed": ["baselines", "popular_claims", "predicted_speed", "speed_against_agreement"],
         "style": [
             "COLUMN",
             "LINES",

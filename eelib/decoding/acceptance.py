@@ -1,4 +1,4 @@
-"""How a token is drawn from scores, and how a draft is judged: greedily, or by speculative sampling.
+"""Accepting drafts: how a token is drawn from scores, and a draft judged, greedily or by speculative sampling.
 
 Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): a draft x drawn from q is
 accepted with probability min(1, p(x) / q(x)); where it is not, the token is drawn from the positive part of p - q. What

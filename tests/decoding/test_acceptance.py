@@ -9,7 +9,7 @@ from tiny import after, prompts, random_heads, tiny_model
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import eelib
-from eelib.decoding.sampling import Draft, Sampling
+from eelib.decoding.acceptance import Draft, Sampling
 
 DRAWS = 400
 UNLIKELY = 1e-5
