@@ -4,11 +4,12 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["loading", "probing", "segments", "kv_cache", "int8", "teacher"],
+    submodules=["loading", "probing", "segments", "kv_cache", "packing", "int8", "teacher"],
     submod_attrs={
         "loading": ["load_model"],
         "segments": ["Backbone"],
         "kv_cache": ["KVCache"],
+        "packing": ["packed", "unpack"],
         "int8": ["with_int8"],
         "teacher": ["TeacherOutputs", "Teacher"],
     },

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from eelib.backbone.packing import packed
+from eelib.backbone.segments import Backbone
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import DecodingCall, DecodingOutput, Session
@@ -33,7 +35,7 @@ def generate(
     session: Callable[[DecodingCall], Session] = Session,
     **generate_kwargs,
 ) -> DecodingOutput:
-    """Decodes one sequence with early exits.
+    """Decodes one sequence with early exits, from packed weights where that is quicker (`eelib.backbone.packed`).
 
     Args:
         policy: where to exit and when to stop drafting.
@@ -56,7 +58,7 @@ def generate(
 
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-        return session(DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer)).decode()
+        return _decode(DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer), session)
 
     return model.generate(input_ids, custom_generate=engine, **prepared(model, generate_kwargs))
 
@@ -82,5 +84,11 @@ def custom_generate(
     if policy is None:
         raise InvalidInputError("custom_generate needs policy=..., for example eelib.FixedExit(6, 4).")
     made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-    output = Session(DecodingCall(model, input_ids, policy, heads, *made, verify, exact)).decode()
+    output = _decode(DecodingCall(model, input_ids, policy, heads, *made, verify, exact), Session)
     return output if generation_config.return_dict_in_generate else output.sequences
+
+
+def _decode(call: DecodingCall, session: Callable[[DecodingCall], Session]) -> DecodingOutput:
+    Backbone.of(call.model)  # a model that cannot be cut is refused before anything is packed
+    with packed(call.model) if call.heads is None else packed(call.model, call.heads):
+        return session(call).decode()

@@ -17,7 +17,7 @@ from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import TeacherOutputs
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
-from eelib.heads.kinds import MixedLinear, make_map
+from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
 
 KINDS = ("mlp", "affine", "linear", "none")
 
@@ -83,11 +83,7 @@ class ExitHeads(nn.Module):
             if draft_tokens is not None:
                 self.others.update({str(depth): MixedLinear(width, 1) for depth in config.depths})
         self.register_buffer("draft_tokens", draft_tokens)
-        weight, bias = backbone.unembedding.weight, getattr(backbone.unembedding, "bias", None)
-        rows = None if draft_tokens is None else weight.detach()[draft_tokens].clone()
-        self.register_buffer("_rows", rows, persistent=False)
-        row_bias = None if draft_tokens is None or bias is None else bias.detach()[draft_tokens].clone()
-        self.register_buffer("_row_bias", row_bias, persistent=False)
+        self._rows = None if draft_tokens is None else DraftedRows(backbone.unembedding, draft_tokens)
         self.to(model.device)
 
     @classmethod
@@ -136,14 +132,14 @@ class ExitHeads(nn.Module):
     def parameter_count(self) -> dict[str, int]:
         """`own`: parameters the heads add in memory, the copied unembedding rows included; `trained`: those trained."""
         trained = sum(p.numel() for p in self.parameters())
-        return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.numel())}
+        return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.weight.numel())}
 
     def weights(self, depth: int) -> tuple[int, int]:
         """Weights of the head at `depth`: its own, and all that one call of it reads, rows shared with others too."""
         own = sum(p.numel() for p in self.parameters_of(depth))
         if self.config.kind == "linear":
             return own, own
-        return own, own + (self.backbone.unembedding.weight if self._rows is None else self._rows).numel()
+        return own, own + (self._rows or self.backbone.unembedding).weight.numel()
 
     def fingerprint(self) -> str:
         """SHA-256 over the backbone's fingerprint and all that the heads are, the same for each dtype."""
@@ -178,16 +174,12 @@ class ExitHeads(nn.Module):
 
     def _unembed_classes(self, normed: Float[Tensor, "... width"], tokens: Tensor | None = None) -> Tensor:
         """The logits of the classes that are tokens, or of some of them."""
-        unembedding = self.backbone.unembedding
-        if self.draft_tokens is None and tokens is None:
-            return self.backbone.postprocess(unembedding(normed))
-        if self.draft_tokens is None:
-            rows, bias = unembedding.weight, getattr(unembedding, "bias", None)
-        else:
-            rows, bias = self._rows, self._row_bias
-        if tokens is not None:
-            rows, bias = rows[tokens], None if bias is None else bias[tokens]
-        return self.backbone.postprocess(F.linear(normed, rows.to(normed.dtype), bias))
+        rows = self._rows or self.backbone.unembedding
+        if tokens is None:
+            return self.backbone.postprocess(rows(normed))
+        bias = getattr(rows, "bias", None)
+        some = F.linear(normed, rows.weight[tokens].to(normed.dtype), None if bias is None else bias[tokens])
+        return self.backbone.postprocess(some)
 
     def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """The same head read out over the model's whole vocabulary: what benchmarks score with."""

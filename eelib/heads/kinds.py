@@ -1,6 +1,7 @@
 """What heads of each kind do to a hidden state before it is read out."""
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +20,24 @@ def make_map(kind: str, width: int | None, skip: bool, unembedding: nn.Module, h
 class MixedLinear(nn.Linear):
     """Computes in the type of its input, whatever the type of its weights: float32 masters train a bfloat16 head."""
 
+    packs = True
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class DraftedRows(nn.Module):
+    """The rows of the unembedding that heads draft from: copied, frozen, and saved with the model, not with heads."""
+
+    packs = True
+
+    def __init__(self, unembedding: nn.Module, tokens: Int[Tensor, " draft"]):
+        super().__init__()
+        bias = getattr(unembedding, "bias", None)
+        self.register_buffer("weight", unembedding.weight.detach()[tokens].clone(), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach()[tokens].clone(), persistent=False)
+
+    forward = MixedLinear.forward
 
 
 class _GatedMLP(nn.Module):

@@ -286,8 +286,8 @@ def _train_step(heads: ExitHeads, outputs: TeacherOutputs | None, run: _Run, n_s
 
 
 def _schedule(step: int, warmup_steps: int, n_steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to zero. A function of the step alone, so that
-    a run that goes on keeps no scheduler's state; transformers' own spends the first step at rate 0."""
+    """Share of the peak learning rate: linear warm-up, then a cosine down to zero. A function of the step alone, so
+    that a run that goes on keeps no scheduler's state; transformers' own spends the first step at rate 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))

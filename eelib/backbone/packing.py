@@ -1,0 +1,321 @@
+"""Packed products: a frozen model's matrix products from weights in oneDNN's own layout, with the model's own bits.
+
+On a CPU a linear layer in bfloat16 hands its weight to oneDNN row by row at every call; in the layout that oneDNN works
+in, made once, the same product takes half the time. Layers that read the same input become one product. What is used is
+found by probing this machine: only where the bits are those of `F.linear`, and only where it is quicker.
+"""
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+MAX_ROWS = 32
+"""Packed products take up to so many rows; more, as in a prompt, go through the layer's own weight."""
+
+_log = logging.getLogger(__name__)
+_equal_rows: dict[tuple, frozenset[int]] = {}
+_quickest: dict[tuple, str] = {}
+
+
+@contextlib.contextmanager
+def packed(*modules: nn.Module) -> Iterator[None]:
+    """While this context lasts, the linear layers of models (or heads) multiply from packed weights: `with
+    packed(model): model.generate(...)` says the same, sooner.
+
+    Modules are the same objects with the same parameters, hooks and `state_dict`, and are as before afterwards. The
+    packed copies are kept as long as their module lives, or until `unpack`. Where nothing is gained (a GPU, float32, a
+    processor without fitting kernels, gradients, too little memory) layers go on as ever; so does one whose weight has
+    changed since it was packed, until the next such context packs it anew.
+    """
+    with contextlib.ExitStack() as entered:
+        for module in modules:
+            packing = _Packing.of(module)
+            packing.enter()
+            entered.callback(packing.leave)
+        yield
+
+
+def unpack(module: nn.Module) -> None:
+    """Frees the packed copies of a module's weights."""
+    _Packing.known.pop(module, None)
+
+
+class _Product:
+    """One packed weight: of one linear layer, or of several that read the same input, in the order of their calls.
+
+    rows: the numbers of rows for which each layer's output has the bits that its own weight gives.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        self.layers, self.widths = layers, [len(layer.weight) for layer in layers]
+        self.weight = _pack(torch.cat([layer.weight.detach() for layer in layers]))
+        biases = [layer.bias for layer in layers]
+        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self.stamps = [_stamp(layer) for layer in layers]
+        self.samples = [_sample(layer) for layer in layers]
+        self.rows = equal_rows(layers)
+        self.last: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no weight or bias was replaced or written to since. What is written behind torch's count of changes
+        (`weight.data += ...`) shows in a sample of the values, which is looked at when a context begins."""
+        return all(_stamp(layer) == stamp for layer, stamp in zip(self.layers, self.stamps, strict=True))
+
+    def unchanged(self) -> bool:
+        samples = zip(self.layers, self.samples, strict=True)
+        return self.fresh and all(torch.equal(_sample(layer), sample) for layer, sample in samples)
+
+    def of_layer(self, place: int, x: Tensor) -> Tensor | None:
+        """What the layer at this place among its siblings makes of x; None where its own weight is to be used."""
+        if place == 0:
+            if not self.fresh:
+                return None
+            product = _multiply(x, self.weight, self.bias)
+            if len(self.widths) == 1:
+                return product
+            parts = product.split(self.widths, dim=-1)
+            self.last = x, parts
+            return parts[0]
+        read, parts = self.last
+        if read is not x:
+            return None
+        if place == len(parts) - 1:
+            self.last = None, ()
+        return parts[place]
+
+
+class _Packed:
+    """What a layer's class gains while its module is packed. product, place: see `_Product`."""
+
+    product: _Product
+    place: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = self.product
+        usable = x.dtype is product.weight.dtype and x.is_contiguous() and not torch.is_grad_enabled()
+        if usable and x.numel() // (x.shape[-1] or 1) in product.rows and product.layers[self.place] is self:
+            found = product.of_layer(self.place, x)
+            if found is not None:
+                return found
+        return super().forward(x)
+
+
+@functools.cache
+def _packed_class(usual: type) -> type:
+    return type(f"Packed{usual.__name__}", (_Packed, usual), {})
+
+
+class _Packing:
+    """All products of one model, and how many contexts use them right now."""
+
+    known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
+    lock: ClassVar = threading.Lock()
+
+    def __init__(self, module: nn.Module):
+        self.module, self.entered = weakref.ref(module), 0
+        self.products: list[_Product] = []
+        self.settings: tuple | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Packing":
+        with cls.lock:
+            if module not in cls.known:
+                cls.known[module] = cls(module)
+            return cls.known[module]
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.entered:
+                with torch.random.fork_rng(devices=[]):  # a look at a model in training draws dropout
+                    self._prepare()
+                for product in self.products:
+                    for place, layer in enumerate(product.layers):
+                        layer.product, layer.place = product, place
+                        layer.__class__ = _packed_class(type(layer))
+            self.entered += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.entered -= 1
+            if self.entered:
+                return
+            for product in self.products:
+                product.last = None, ()
+                for layer in product.layers:
+                    layer.__class__ = type(layer).__bases__[1]
+                    del layer.product, layer.place
+
+    def _prepare(self) -> None:
+        """Packs what was never packed, or has changed since."""
+        module = self.module()
+        layers = [m for m in module.modules() if _fits(m)] if _available() else []
+        settings = (torch.get_num_threads(), tuple((id(layer), layer.weight.dtype) for layer in layers))
+        if settings != self.settings:  # also after another layer was put in a place
+            needed = sum(layer.weight.nbytes for layer in layers)
+            self.products, self.settings = [], settings
+            if needed > psutil.virtual_memory().available / 2:
+                _log.warning("Not packed: %.1f GB of weights would leave too little memory.", needed / 1e9)
+                return
+            groups = siblings(module, layers) if isinstance(module, PreTrainedModel) else [[m] for m in layers]
+            for group in groups:
+                self.products += _choose(group)
+            gained = sum(layer.weight.nbytes for product in self.products for layer in product.layers)
+            if gained > 1e9:
+                _log.warning("Packed weights take %.1f GB more; eelib.backbone.unpack frees them.", gained / 1e9)
+        for i, product in enumerate(self.products):
+            if not product.unchanged():
+                self.products[i] = _Product(product.layers)
+
+
+def _available() -> bool:
+    """Whether this build of torch has packed products at all."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _fits(module: nn.Module) -> bool:
+    """Whether this is a linear layer as torch makes it, or of a class that says (`packs`) that it computes the same."""
+    if not getattr(type(module), "packs", type(module) is nn.Linear) or "forward" in vars(module):
+        return False
+    return module.weight.device.type == "cpu" and module.weight.is_contiguous()
+
+
+def _choose(layers: Sequence[nn.Module]) -> list[_Product]:
+    """The quickest way among those that keep the bits: as one product, one by one, or not packed at all."""
+    key = (*_key(layers), torch.get_num_threads())
+    ways = {"plain": [], "alone": [[layer] for layer in layers], "together": [list(layers)]}
+    if len(layers) == 1:
+        del ways["together"]
+    if key not in _quickest:
+        kept = [way for way, parts in ways.items() if all(1 in equal_rows(part) for part in parts)]
+        _quickest[key] = quickest(layers, {way: ways[way] for way in kept}) if len(kept) > 1 else "plain"
+    return [_Product(part) for part in ways[_quickest[key]]]
+
+
+@torch.no_grad()
+def quickest(layers: Sequence[nn.Module], ways: dict[str, list[list[nn.Module]]], repeats: int = 15) -> str:
+    """Times one row through the layers in each way, turn by turn; the way with the smallest median.
+
+    ways: by name, the layers that share a packed product; of none there: the layers' own weights.
+    """
+    x = torch.ones(1, layers[0].weight.shape[1], dtype=layers[0].weight.dtype)
+    calls: dict[str, list[Callable[[], object]]] = {}
+    for way, parts in ways.items():
+        own = [lambda layer=layer: F.linear(x, layer.weight, layer.bias) for layer in layers]
+        products = [_Product(part) for part in parts]
+        calls[way] = [lambda p=p: _multiply(x, p.weight, p.bias).split(p.widths, -1) for p in products] or own
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, some in calls.items():
+            started = time.perf_counter()
+            for call in some:
+                call()
+            seconds[way].append(time.perf_counter() - started)
+    return min(seconds, key=lambda way: sorted(seconds[way])[repeats // 2])
+
+
+@torch.no_grad()
+def equal_rows(layers: Sequence[nn.Module]) -> frozenset[int]:
+    """The numbers of rows, 1 ... MAX_ROWS, for which one packed product of all layers has the bits of each by itself.
+
+    Found with weights and rows at random, and with some whose sums cancel, so that any other order of additions shows
+    in nearly every output. Remembered for shapes, type and number of threads.
+    """
+    key = (*_key(layers), torch.get_num_threads())
+    if key not in _equal_rows:
+        try:
+            _equal_rows[key] = frozenset.intersection(*(_probe(layers, cancels) for cancels in (False, True)))
+        except RuntimeError:  # no such kernel for this type on this processor
+            _equal_rows[key] = frozenset()
+    return _equal_rows[key]
+
+
+def _probe(layers: Sequence[nn.Module], cancels: bool) -> frozenset[int]:
+    dtype, n_in, widths = layers[0].weight.dtype, layers[0].weight.shape[1], [len(layer.weight) for layer in layers]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    half = random(max(widths), n_in // 2 + 1)
+    weights = [torch.cat([half[:w], half[:w]], -1)[:, :n_in] if cancels else random(w, n_in) for w in widths]
+    rows = random(MAX_ROWS, n_in)
+    if cancels:
+        middle = n_in // 2 + 1
+        rows[:, middle:] = -rows[:, : n_in - middle]
+    weights, rows = [w.to(dtype) for w in weights], rows.to(dtype)
+    biases = [None if layer.bias is None else random(len(layer.weight)).to(dtype) for layer in layers]
+    weight, bias = _pack(torch.cat(weights)), None if biases[0] is None else torch.cat(biases)
+
+    def same(k: int) -> bool:
+        own = [F.linear(rows[:k], w, b) for w, b in zip(weights, biases, strict=True)]
+        return torch.equal(_multiply(rows[:k], weight, bias), torch.cat(own, dim=-1))
+
+    return frozenset(k for k in range(1, MAX_ROWS + 1) if same(k))
+
+
+def _key(layers: Sequence[nn.Module]) -> tuple:
+    weight = layers[0].weight
+    return tuple(len(layer.weight) for layer in layers), weight.shape[1], weight.dtype, layers[0].bias is None
+
+
+@torch.no_grad()
+def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """The layers in groups that read the same input one after the other in the same module, by one look at a pass over
+    two tokens; a layer that was called more or less than once is by itself."""
+    parents = {id(child): parent for parent in model.modules() for child in parent.children()}
+    calls: list[tuple[nn.Module, Tensor]] = []
+    handles = [layer.register_forward_pre_hook(lambda m, args: calls.append((m, args[0]))) for layer in layers]
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = [layer for layer, _ in calls]
+    groups: list[list[nn.Module]] = []
+    before = None
+    for layer, read in calls:
+        if counts.count(layer) > 1:
+            before = None
+            continue
+        joins = before is not None and before[1] is read and parents[id(before[0])] is parents[id(layer)]
+        if joins and _key([before[0]])[1:] == _key([layer])[1:]:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+        before = layer, read
+    grouped = {id(layer) for group in groups for layer in group}
+    return groups + [[layer] for layer in layers if id(layer) not in grouped]
+
+
+def _stamp(layer: nn.Module) -> tuple:
+    return tuple(None if t is None else (t.data_ptr(), _version(t)) for t in (layer.weight, layer.bias))
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version  # torch does not count changes in inference mode
+
+
+def _sample(layer: nn.Module) -> Tensor:
+    values = layer.weight.detach().flatten()
+    values = values[:: max(1, values.numel() // 64)]
+    return values.clone() if layer.bias is None else torch.cat([values, layer.bias.detach()])
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

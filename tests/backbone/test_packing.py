@@ -1,0 +1,205 @@
+"""Packed products: the same bits, the same model before and after, and nothing packed that has changed since."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import eelib
+from eelib.backbone import packed, packing, unpack
+
+HAS_KERNELS = bool(packing.equal_rows([nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)]))
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="no packed product of this processor has F.linear's bits")
+
+
+@pytest.fixture(autouse=True)
+def packs_what_it_can(monkeypatch):
+    """Layers this small gain nothing: pack them wherever the bits allow it, together before alone."""
+    monkeypatch.setattr(packing, "_quickest", {})
+    monkeypatch.setattr(packing, "quickest", lambda layers, ways: [*ways][-1])
+
+
+@pytest.fixture
+def model():
+    return tiny.tiny_model("llama", torch.bfloat16, hidden_size=64, intermediate_size=96)
+
+
+def logits(model, length=1):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(length)[None]).logits
+
+
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "qwen2"])
+def test_every_number_of_rows_has_the_models_own_bits(family, dtype):
+    model = tiny.tiny_model(family, dtype)
+    own = [logits(model, n) for n in (1, 2, 5, 16, 31, 32, 33, 40)]
+    with packed(model):
+        found = [logits(model, n) for n in (1, 2, 5, 16, 31, 32, 33, 40)]
+    assert all(torch.equal(a, b) for a, b in zip(own, found, strict=True))
+
+
+@needs_kernels
+def test_siblings_share_one_product(model):
+    with packed(model):
+        widths = [product.widths for product in packing._Packing.of(model).products]
+    assert [64, 32, 32] in widths and [96, 96] in widths and len(widths) == 4 * len(model.model.layers) + 1
+
+
+def test_a_shape_is_timed_among_the_ways_that_keep_the_bits(monkeypatch):
+    monkeypatch.undo()
+    layers = [nn.Linear(64, 64, bias=False, dtype=torch.bfloat16) for _ in range(2)]
+    ways = {"plain": [], "alone": [layers[:1], layers[1:]]} if HAS_KERNELS else {"plain": []}
+    assert packing.quickest(layers, ways) in ways
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_as_before_afterwards(model, fails):
+    before, attributes, state = classes(model), [set(vars(m)) for m in model.modules()], model.state_dict()
+    try:
+        with packed(model), packed(model):  # one within the other
+            assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+            assert (classes(model) == before) != HAS_KERNELS and isinstance(model.lm_head, nn.Linear)
+            assert not fails or 1 / 0
+    except ZeroDivisionError:
+        pass
+    assert classes(model) == before and [set(vars(m)) for m in model.modules()] == attributes
+
+
+def in_place(model):
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)
+
+
+def by_load_state_dict(model):
+    model.load_state_dict({name: -value for name, value in model.state_dict().items()})
+
+
+def behind_torchs_back(model):
+    model.lm_head.weight.data += 1  # how adapters are merged
+
+
+def by_another_parameter(model):
+    model.lm_head.weight = nn.Parameter(-model.lm_head.weight.detach())
+
+
+def by_another_layer(model):
+    model.lm_head = nn.Linear(64, tiny.VOCAB_SIZE, bias=False, dtype=torch.bfloat16)
+
+
+def by_type(model):
+    model.to(torch.float64)
+
+
+CHANGES = [in_place, by_load_state_dict, behind_torchs_back, by_another_parameter, by_another_layer, by_type]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_that_changes_between_contexts_is_noticed(model, change):
+    with packed(model):
+        logits(model)
+    change(model)
+    own = logits(model)
+    with packed(model):
+        assert torch.equal(logits(model), own)
+
+
+@pytest.mark.parametrize("change", [in_place, by_load_state_dict, by_another_parameter])
+def test_a_weight_that_changes_within_a_context_is_noticed(model, change):
+    with packed(model):
+        logits(model)
+        change(model)
+        found = logits(model)
+    assert torch.equal(found, logits(model))
+
+
+def test_a_bias_that_changes_is_noticed():
+    model = tiny.tiny_model("qwen2", torch.bfloat16)
+    with packed(model):
+        logits(model)
+        with torch.no_grad():
+            model.model.layers[0].self_attn.k_proj.bias.add_(1)
+        found = logits(model)
+    assert torch.equal(found, logits(model))
+
+
+def test_chance_is_left_alone(model):
+    torch.manual_seed(0)
+    with packed(model.train()):
+        found = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(found, torch.rand(3))
+
+
+def test_a_model_that_is_dropped_is_freed():
+    model = tiny.tiny_model("llama", torch.bfloat16)
+    with packed(model):
+        pass
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_copy_of_a_layer_reads_its_own_weight(model):
+    with packed(model):
+        other = copy.copy(model.lm_head)
+        other._parameters = {**other._parameters, "weight": nn.Parameter(-model.lm_head.weight)}
+        x = torch.ones(1, 64, dtype=torch.bfloat16)
+        with torch.no_grad():
+            assert torch.equal(other(x), -model.lm_head(x))
+
+
+def test_gradients_pass(model):
+    model.requires_grad_(True)
+    with packed(model):
+        model(input_ids=torch.arange(3)[None]).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_hooks_are_called(model):
+    seen = []
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    with packed(model):
+        logits(model)
+    handle.remove()
+    assert len(seen) == 1 + HAS_KERNELS  # the look for siblings runs it once
+
+
+def test_decoding_packs_model_and_heads_and_leaves_both_as_they_were(model, monkeypatch):
+    heads = eelib.ExitHeads.init(model, (1, 3), "mlp").to(torch.bfloat16).requires_grad_(False)
+    before, prompt, during = classes(model) + classes(heads), torch.arange(3, 9)[None], []
+
+    class Watching(eelib.FixedExit):
+        def observe(self, state, drafted, accepted):
+            during.append(classes(model) + classes(heads))
+
+    def decode():
+        return eelib.generate(model, prompt, heads=heads, policy=Watching(3, 2), max_new_tokens=12)
+
+    packed_text = decode().sequences
+    assert (during[0] != before) == HAS_KERNELS and classes(model) + classes(heads) == before
+    monkeypatch.setattr(packing, "_available", lambda: False)
+    assert torch.equal(packed_text, decode().sequences) and during[-1] == before
+
+
+def test_too_little_memory_is_said_and_nothing_is_packed(model, monkeypatch, caplog):
+    monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1}))
+    with packed(model):
+        assert "PackedLinear" not in [c.__name__ for c in classes(model)]
+    assert "too little memory" in caplog.text
+
+
+def test_unpack_frees_what_was_kept(model):
+    with packed(model):
+        pass
+    unpack(model)
+    assert model not in packing._Packing.known
