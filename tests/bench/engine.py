@@ -45,7 +45,7 @@ class Charged(eelib.Confidence):
 
 def overhead_of_heads_that_never_exit(model, heads, prompts, **length) -> tuple[float, float]:
     """What asking heads in vain costs beside the heads' own time, and that time; medians, as shares of `Never`."""
-    heads.logits, heads.tokens = Charged.timed(heads.logits), Charged.timed(heads.tokens)
+    heads.logits, heads.drafted_tokens = Charged.timed(heads.logits), Charged.timed(heads.drafted_tokens)
     Charged.exits = Charged.timed(lambda *args: eelib.Confidence.exits(*args))
     policy = Charged("max_prob", (2.0,) * len(heads.depths))
     beside, own = [], []
