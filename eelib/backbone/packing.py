@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 MAX_ROWS = 32
-"""Packed products take up to so many rows; more, as in a prompt, go through the layer's own weight."""
+"""Products are probed, and taken from packed weights, for up to so many rows."""
 
 _log = logging.getLogger(__name__)
 _equal_rows: dict[tuple, frozenset[int]] = {}
@@ -47,8 +48,10 @@ def packed(*modules: nn.Module) -> Iterator[None]:
 
 
 def unpack(module: nn.Module) -> None:
-    """Frees the packed copies of a module's weights."""
-    _Packing.known.pop(module, None)
+    """Frees the packed copies of a module's weights; within a context that uses them they stay."""
+    with _Packing.lock:
+        if module in _Packing.known and not _Packing.known[module].entered:
+            del _Packing.known[module]
 
 
 class _Product:
@@ -186,7 +189,8 @@ def _available() -> bool:
 
 def _fits(module: nn.Module) -> bool:
     """Whether this is a linear layer as torch makes it, or of a class that says (`packs`) that it computes the same."""
-    if not getattr(type(module), "packs", type(module) is nn.Linear) or "forward" in vars(module):
+    computes_the_same = getattr(type(module), "packs", type(module) is nn.Linear)
+    if not computes_the_same or isinstance(module, _Packed) or "forward" in vars(module):
         return False
     return module.weight.device.type == "cpu" and module.weight.is_contiguous()
 
@@ -235,34 +239,45 @@ def equal_rows(layers: Sequence[nn.Module]) -> frozenset[int]:
     key = (*_key(layers), torch.get_num_threads())
     if key not in _equal_rows:
         try:
-            _equal_rows[key] = frozenset.intersection(*(_probe(layers, cancels) for cancels in (False, True)))
+            _equal_rows[key] = _probe(layers)
         except RuntimeError:  # no such kernel for this type on this processor
             _equal_rows[key] = frozenset()
     return _equal_rows[key]
 
 
-def _probe(layers: Sequence[nn.Module], cancels: bool) -> frozenset[int]:
-    dtype, n_in, widths = layers[0].weight.dtype, layers[0].weight.shape[1], [len(layer.weight) for layer in layers]
+def _probe(layers: Sequence[nn.Module]) -> frozenset[int]:
+    widths, like = [len(layer.weight) for layer in layers], layers[0].weight
+    shape = sum(widths), like.shape[1]
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(like.dtype)
 
-    half = random(max(widths), n_in // 2 + 1)
-    weights = [torch.cat([half[:w], half[:w]], -1)[:, :n_in] if cancels else random(w, n_in) for w in widths]
-    rows = random(MAX_ROWS, n_in)
-    if cancels:
-        middle = n_in // 2 + 1
-        rows[:, middle:] = -rows[:, : n_in - middle]
-    weights, rows = [w.to(dtype) for w in weights], rows.to(dtype)
-    biases = [None if layer.bias is None else random(len(layer.weight)).to(dtype) for layer in layers]
-    weight, bias = _pack(torch.cat(weights)), None if biases[0] is None else torch.cat(biases)
+    biases = None if layers[0].bias is None else random(shape[0])
+    equal = set(range(1, MAX_ROWS + 1))
+    for weight, rows in (random(*shape), random(MAX_ROWS, shape[1])), cancelling(shape, shape[1], like):
+        packed_weight, parts = _pack(weight), weight.split(widths)
+        bias_parts = [None] * len(parts) if biases is None else biases.split(widths)
+        for k in list(equal):
+            own = [F.linear(rows[:k], w, b) for w, b in zip(parts, bias_parts, strict=True)]
+            if not torch.equal(_multiply(rows[:k], packed_weight, biases), torch.cat(own, dim=-1)):
+                equal.remove(k)
+    return frozenset(equal)
 
-    def same(k: int) -> bool:
-        own = [F.linear(rows[:k], w, b) for w, b in zip(weights, biases, strict=True)]
-        return torch.equal(_multiply(rows[:k], weight, bias), torch.cat(own, dim=-1))
 
-    return frozenset(k for k in range(1, MAX_ROWS + 1) if same(k))
+def cancelling(shape: tuple[int, int], width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [shape], and MAX_ROWS rows [row, width], whose products' sums cancel, whichever axis is the summed one:
+    any other order of additions then shows in nearly every output. In the type and on the device of `like`."""
+    on = {"device": like.device}
+    generator = torch.Generator(like.device).manual_seed(0)
+    n, m = (size // 2 for size in shape)
+    quarter = torch.randn(n, m, generator=generator, **on).to(like.dtype)
+    weight = torch.zeros(shape, dtype=like.dtype, **on)
+    weight[: 2 * n, : 2 * m] = quarter.repeat(2, 2)
+    half = torch.randn(MAX_ROWS, width // 2, generator=generator, **on).to(like.dtype)
+    rows = torch.zeros(MAX_ROWS, width, dtype=like.dtype, **on)
+    rows[:, : 2 * (width // 2)] = torch.cat([half, -half], dim=-1)
+    return weight, rows
 
 
 def _key(layers: Sequence[nn.Module]) -> tuple:
@@ -282,11 +297,11 @@ def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[n
     finally:
         for handle in handles:
             handle.remove()
-    counts = [layer for layer, _ in calls]
+    counts = Counter(layer for layer, _ in calls)
     groups: list[list[nn.Module]] = []
     before = None
     for layer, read in calls:
-        if counts.count(layer) > 1:
+        if counts[layer] > 1:
             before = None
             continue
         joins = before is not None and before[1] is read and parents[id(before[0])] is parents[id(layer)]

@@ -18,12 +18,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.packing import MAX_ROWS, cancelling
 from eelib.backbone.probing import StandIn, with_attention, with_parts
 from eelib.backbone.segments import Backbone
 from eelib.errors import UnsupportedError
-
-MAX_ROWS = 32
-"""Products are probed for up to so many rows; more are taken in groups of this size."""
 
 _ATTENTION = "eelib_row_by_row"
 _invariant_rows: dict[tuple, frozenset[int]] = {}
@@ -112,18 +110,11 @@ def invariant_rows(product: nn.Module) -> frozenset[int]:
 @torch.no_grad()
 def _probe_rows(product: nn.Module) -> frozenset[int]:
     weight = product.weight
-    generator = torch.Generator(weight.device).manual_seed(0)
-    n, m = (size // 2 for size in weight.shape)
-    quarter = torch.randn(n, m, generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
     probe = copy.copy(product)
     probe._parameters = dict(product._parameters)
-    synthetic = torch.zeros_like(weight)
-    synthetic[: 2 * n, : 2 * m] = quarter.repeat(2, 2)  # either axis may be the summed one
-    probe._parameters["weight"] = nn.Parameter(synthetic, requires_grad=False)
     width = weight.shape[1] if isinstance(product, nn.Linear) else weight.shape[0]
-    half = torch.randn(1, MAX_ROWS, width // 2, generator=generator, device=weight.device).to(weight.dtype)
-    rows = torch.zeros(1, MAX_ROWS, width, dtype=weight.dtype, device=weight.device)
-    rows[..., : 2 * (width // 2)] = torch.cat([half, -half], dim=-1)
+    synthetic, rows = cancelling(tuple(weight.shape), width, weight)
+    probe._parameters["weight"], rows = nn.Parameter(synthetic, requires_grad=False), rows[None]
     alone = torch.cat([probe(rows[:, i : i + 1]) for i in range(MAX_ROWS)], dim=1)
     return frozenset(k for k in range(2, MAX_ROWS + 1) if torch.equal(probe(rows[:, :k]), alone[:, :k]))
 

@@ -14,7 +14,6 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from eelib.backbone.packing import packed
-from eelib.backbone.segments import Backbone
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import DecodingCall, DecodingOutput, Session
@@ -89,6 +88,6 @@ def custom_generate(
 
 
 def _decode(call: DecodingCall, session: Callable[[DecodingCall], Session]) -> DecodingOutput:
-    Backbone.of(call.model)  # a model that cannot be cut is refused before anything is packed
+    decoding = session(call)  # refuses what it cannot do before anything is packed
     with packed(call.model) if call.heads is None else packed(call.model, call.heads):
-        return session(call).decode()
+        return decoding.decode()

@@ -183,11 +183,16 @@ class _Timed(Session):
 
 
 class _TimedFrontier(Frontier):
-    """began: when prefill did; None once it is over."""
+    """began: when prefill did; None before, and once it is over."""
 
     def __init__(self, log: list[tuple[tuple, float]], *given):
         super().__init__(*given)
-        self.log, self.began = log, time.perf_counter()
+        self.log, self.began = log, None
+
+    def feed(self, tokens):
+        if not self.length:
+            self.began = time.perf_counter()
+        super().feed(tokens)
 
     def _span(self, start, length):
         if self.began or (start, length) in self._spans:
