@@ -24,8 +24,6 @@ from eelib.timing import synchronize
 POSITIONS = (1, 2, 4, 8)
 """Verification is measured with so many positions in one call; between them seconds are interpolated."""
 
-_RUNS_TO_A_PLAIN_ONE = 3  # more would be cheaper, and see less of what changes by the second
-
 
 @dataclass(frozen=True)
 class Timings:
@@ -106,9 +104,9 @@ def time_pieces(
     max_new_tokens: int = 40,
 ) -> Timings:
     """Times every segment that ends or begins at a head, every head, embedding, unembedding and prefill, by decoding
-    the prompts with policies that between them use each at so many positions a call. Between these runs the prompt is
-    decoded plainly, and their seconds are taken relative to that: a slow minute then slows no piece more than another.
-    The first prompt, cut short, warms up.
+    the prompts with policies that between them use each at so many positions a call. Before and after each of these
+    runs the prompt is decoded plainly, and the run's seconds are taken relative to that: a slow minute then slows no
+    piece more than another. The first prompt, cut short, warms up.
 
     Args:
         prompts: [1, position] each, at least two.
@@ -125,15 +123,13 @@ def time_pieces(
     for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
         options = {"do_sample": False, "max_new_tokens": max_new_tokens if number else 8}
         before = _plain_seconds(model, prompt, **options)
-        for first in range(0, len(policies), _RUNS_TO_A_PLAIN_ONE):
-            logs = []
-            for policy in policies[first : first + _RUNS_TO_A_PLAIN_ONE]:
-                log: list[tuple[tuple, float]] = []
-                timed = functools.partial(_Timed, log)
-                logs.append((log, generate(model, prompt, heads=heads, policy=policy, session=timed, **options).stats))
+        for policy in policies:
+            log: list[tuple[tuple, float]] = []
+            timed = functools.partial(_Timed, log)
+            stats = generate(model, prompt, heads=heads, policy=policy, session=timed, **options).stats
             after = _plain_seconds(model, prompt, **options)
             if number:
-                runs += [((before + after) / 2, log, stats) for log, stats in logs]
+                runs.append(((before + after) / 2, log, stats))
             before = after
     usual = float(np.median([around for around, *_ in runs]))
     pieces, counts, remains = defaultdict(list), [], []
