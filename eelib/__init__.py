@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "calibration.thresholds": ["Calibration", "calibrate"],
         "decoding.engine": ["custom_generate", "generate"],
         "decoding.session": ["DecodingOutput", "DecodingStats"],
-        "decoding.policies": ["Confidence", "FixedExit", "Never", "Policy"],
+        "decoding.policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy"],
         "decoding.lossless": ["verify_lossless"],
         "decoding.monitor": ["ExitMonitor"],
         "workspace": ["Workspace"],

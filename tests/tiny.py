@@ -72,9 +72,9 @@ def after(position: int, texts: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.arange(len(text)) >= position for text in texts]
 
 
-def random_heads(model, depths=DEPTHS, seed=0, scale=0.3):
+def random_heads(model, depths=DEPTHS, seed=0, scale=0.3, kind="affine"):
     """Heads whose maps are random, so that they agree sometimes and disagree strongly at other times."""
-    heads = eelib.ExitHeads.init(model, depths, "affine", seed=seed).to(model.dtype)
+    heads = eelib.ExitHeads.init(model, depths, kind, seed=seed).to(model.dtype)
     generator = torch.Generator().manual_seed(seed)
     for parameter in heads.parameters():
         parameter.data.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))

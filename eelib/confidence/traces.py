@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -21,6 +23,7 @@ def record_traces(
     sequences: Sequence[Tensor],
     *,
     loss_mask: Sequence[Tensor] | None = None,
+    draft: int = 1,
     batch_size: int = 8,
 ) -> pd.DataFrame:
     """One row per sequence, position and head, in that order.
@@ -32,6 +35,8 @@ def record_traces(
     Args:
         sequences: 1-D LongTensors, one a document; fed as they are, so drafts never condition on drafts.
         loss_mask: for each sequence a mask [position] of the positions to record (`Corpus.loss_mask`); None for all.
+        draft: heads of kind `fused` answer as when this is the first, second, ... draft in a row: behind the first one
+            with their own guess in place of what the unembedding read. The others always answer alike.
 
     Raises:
         CorpusError: no sequences.
@@ -47,7 +52,13 @@ def record_traces(
         teacher_token = backbone.unembed(states[backbone.n_blocks][real]).argmax(-1)
         row, position = real.nonzero(as_tuple=True)
         for head, depth in enumerate(heads.depths):
-            columns = _read(heads, depth, states[depth][real])
+            previous = None
+            if heads.reads_previous:
+                previous = _one_back(backbone.normalise(states[backbone.n_blocks]))
+                for _ in range(draft - 1):
+                    previous = _one_back(heads.final(depth, states[depth], previous))
+                previous = previous[real]
+            columns = _read(heads, depth, states[depth][real], previous)
             columns |= {"sequence": row + start, "position": position, "teacher_token": teacher_token}
             table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
             tables.append(table.assign(head=head, depth=depth))
@@ -59,11 +70,19 @@ def record_traces(
     return traces
 
 
-def _read(heads: ExitHeads, depth: int, hidden: Tensor, logits_at_once: int = 2**26) -> dict[str, Tensor]:
+def _one_back(final: Float[Tensor, "batch position width"]) -> Tensor:
+    """For each position what is at the one before it; nothing at all before the first."""
+    return F.pad(final[:, :-1], (0, 0, 1, 0))
+
+
+def _read(
+    heads: ExitHeads, depth: int, hidden: Tensor, previous: Tensor | None, logits_at_once: int = 2**26
+) -> dict[str, Tensor]:
     """Scores and token of one head for states [token, hidden], a chunk at a time to bound the memory."""
-    chunks = []
-    for part in hidden.split(max(1, logits_at_once // heads.backbone.vocab_size)):
-        logits = heads.logits(depth, part)
+    chunks, rows = [], max(1, logits_at_once // heads.backbone.vocab_size)
+    parts = hidden.split(rows)
+    for part, before in zip(parts, [None] * len(parts) if previous is None else previous.split(rows), strict=True):
+        logits = heads.logits(depth, part, before)
         tokens = heads.drafted_tokens(logits)
         scores = {m: s.masked_fill(tokens < 0, float("-inf")).float() for m, s in confidence(logits).items()}
         chunks.append({**scores, "head_token": tokens})

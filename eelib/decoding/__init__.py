@@ -4,11 +4,22 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["engine", "options", "session", "policies", "acceptance", "frontier", "bitwise", "lossless", "monitor"],
+    submodules=[
+        "engine",
+        "options",
+        "session",
+        "policies",
+        "ngrams",
+        "acceptance",
+        "frontier",
+        "bitwise",
+        "lossless",
+        "monitor",
+    ],
     submod_attrs={
         "engine": ["custom_generate", "generate"],
         "session": ["DecodingCall", "DecodingOutput", "DecodingStats", "Session"],
-        "policies": ["Confidence", "FixedExit", "Never", "Policy"],
+        "policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy"],
         "frontier": ["Frontier"],
         "bitwise": ["RowExact"],
         "lossless": ["first_mismatch", "verify_lossless"],

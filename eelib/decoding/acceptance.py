@@ -10,21 +10,31 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class Draft:
-    """token: what a head drafted at `depth`, with which score. probabilities: what it was drawn from, [vocab], or None
-    where it was the likeliest."""
+    """A token that the full model is to judge.
+
+    depth: of the head that drafted it; 0 where it was looked up in the text.
+    score: of the exit.
+    probabilities: what it was drawn from, [vocab], or None where it was the likeliest.
+    final: the head's guess at what the unembedding will read (`ExitHeads.final`).
+    """
 
     token: int
     depth: int
     score: float
     probabilities: Tensor | None = None
+    final: Tensor | None = None
 
 
 class Greedy:
     """The token with the highest score, always."""
+
+    def certain(self, token: int, vocab_size: int) -> None:
+        """What a draft that was not drawn at all was drawn from."""
 
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, None]:
         return scores.argmax(-1).item(), None
@@ -37,13 +47,18 @@ class Greedy:
 class Sampling:
     """Draws from the softmax of the scores, with torch's global generator, as transformers does: seed it there."""
 
+    def certain(self, token: int, vocab_size: int) -> Float[Tensor, " vocab"]:
+        """What a draft that was not drawn at all was drawn from."""
+        return F.one_hot(torch.tensor(token), vocab_size).float()
+
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, Tensor]:
         probabilities = scores.softmax(-1)[0]
         return torch.multinomial(probabilities, 1).item(), probabilities
 
     def judge(self, draft: Draft, scores: Float[Tensor, "1 vocab"]) -> int:
         """The token that stands where `draft` was: the draft's own if it is accepted, else a correction."""
-        p, q = scores.softmax(-1)[0], draft.probabilities
+        p = scores.softmax(-1)[0]
+        q = draft.probabilities.to(p.device)
         if torch.rand((), device=p.device) * q[draft.token] < p[draft.token]:
             return draft.token
         rest = (p - q).clamp(min=0)

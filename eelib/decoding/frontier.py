@@ -36,6 +36,8 @@ class Frontier:
         self._waiting: list[Tensor | None] = [None] * self.n_segments  # [1, position, hidden] at each entrance
         self._tokens: Tensor | None = None  # [1, position], all that were fed
         self._spans: dict[tuple[int, int], Span] = {}
+        self._finished: Tensor | None = None  # [1, position, hidden], what `complete` returned last
+        self._finished_from = 0
 
     @property
     def n_segments(self) -> int:
@@ -86,7 +88,13 @@ class Frontier:
         for segment in range(self.n_segments):
             if self._waiting[segment] is not None:
                 hidden = self.advance(segment)
+        self._finished, self._finished_from = hidden, self.completed - hidden.shape[1]
         return hidden
+
+    def finished(self, position: int) -> Float[Tensor, "1 hidden"]:
+        """The state after all blocks at one of the positions that the last `complete` took there, before any that was
+        rolled back."""
+        return self._finished[:, position - self._finished_from]
 
     def propagate(self, segment: int) -> None:
         """Lets what waits at a segment's entrance pass all blocks above as if none of them changed it: their keys and

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eelib.calibration.thresholds import Calibration
 from eelib.confidence.metrics import check_metric, confidence
+from eelib.decoding.ngrams import NGrams
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 
@@ -43,6 +44,11 @@ class Policy:
     def draft_limit(self, state: Any) -> int:
         """Most drafts in the round that begins; 0: the full model speaks. Not asked without verification."""
         return 1
+
+    def look_up(self, state: Any, prefix: Int[Tensor, "1 position"]) -> Sequence[int]:
+        """Tokens drafted before any head is asked, from the text alone; where there are some, they are all of the
+        round's drafts. Not asked without verification."""
+        return ()
 
     def asks(self, state: Any, depth: int, position: int) -> bool:
         """Whether the head at `depth` is run for the token after `position`."""
@@ -98,18 +104,75 @@ class FixedExit(Policy):
 
 
 @dataclass
+class _LookedUp:
+    """What `Lookup` knows of the text. limit: drafts in the next round of its own. drafting: whether this is one."""
+
+    ngrams: NGrams
+    limit: int
+    drafting: bool = False
+
+
+@dataclass(frozen=True)
+class Lookup(Policy):
+    """Drafts are what followed the last few tokens where they stood before, in the prompt or in the answer: prompt
+    lookup decoding (Saxena 2023; arXiv 2304.04487), which costs no head and pays where a text repeats itself.
+
+    max_draft: most drafts in a round. Rounds begin with two and double while all are accepted.
+    record: the share of the times that such a continuation must have been right lately in this text, for each length of
+        the run by itself; else nothing is drafted, but the record goes on, so that lookup comes back where it pays.
+    sizes: lengths of the runs of tokens that are looked for.
+    """
+
+    max_draft: int = 8
+    record: float = 0.4
+    sizes: tuple[int, ...] = (4, 3, 2)
+
+    def __post_init__(self):
+        check_positive("max_draft", self.max_draft)
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+        if not self.sizes:
+            raise InvalidInputError("sizes=(): expected at least one length of a run of tokens.")
+        for size in self.sizes:
+            check_positive("sizes", size)
+        if isinstance(self.record, bool) or not 0 <= self.record <= 1:
+            raise InvalidInputError(f"record={self.record!r}: expected a share, from 0 to 1.")
+
+    def start(self, prompt, head_depths):
+        ngrams = NGrams(self.sizes)
+        ngrams.extend(prompt[0].tolist(), judged=False)
+        return _LookedUp(ngrams, limit=min(2, self.max_draft))
+
+    def draft_limit(self, state):
+        return 0
+
+    def look_up(self, state, prefix):
+        state.ngrams.extend(prefix[0, len(state.ngrams.text) :].tolist())
+        size, tokens = state.ngrams.continuation(state.limit)
+        state.drafting = size > 0 and state.ngrams.records[size] >= self.record
+        return tokens if state.drafting else ()
+
+    def observe(self, state, drafted, accepted):
+        if state.drafting:
+            state.limit = min(2 * state.limit if accepted == drafted else max(accepted, 2), self.max_draft)
+
+
+@dataclass
 class _Rounds:
-    """What `Confidence` knows of the rounds so far. limit: drafts in the next one. pause: rounds to sit out."""
+    """What `Confidence` knows of the rounds so far. limit: drafts in the next one. pause: rounds to sit out. lookup:
+    what its `lookup` knows."""
 
     thresholds: dict[int, float | None]
     limit: int
     misses: int = 0
     pause: int = 0
+    lookup: Any = None
 
 
 @dataclass(frozen=True)
 class Confidence(Policy):
     """The first head whose score reaches its threshold speaks: DSSD when verified, plain early exit when not.
+
+    Where a `lookup` is given, it is asked before the heads, which speak where its record is poor.
 
     metric: the score.
     thresholds: one a head, in the order of their depths; `None` = that head is never asked.
@@ -119,6 +182,7 @@ class Confidence(Policy):
     back_off: whether rounds begin short, double while all drafts are accepted, and stop for 1, 3, 7, ... rounds after
         the second, third, fourth, ... round in a row of which nothing was accepted. Confident heads that are wrong then
         cost little. Without it every round may draft `max_draft` tokens, as in the paper.
+    lookup: drafts from the text itself; None for none.
     """
 
     metric: str
@@ -127,6 +191,7 @@ class Confidence(Policy):
     depths: tuple[int, ...] | None = None
     back_off: bool = True
     heads_fingerprint: str | None = None
+    lookup: Lookup | None = None
 
     def __post_init__(self):
         check_metric(self.metric)
@@ -138,7 +203,12 @@ class Confidence(Policy):
 
     @classmethod
     def from_calibration(
-        cls, calibration: Calibration, max_draft: int = 16, back_off: bool = True, deepest: int | None = None
+        cls,
+        calibration: Calibration,
+        max_draft: int = 16,
+        back_off: bool = True,
+        deepest: int | None = None,
+        lookup: Lookup | None = None,
     ) -> "Confidence":
         """The policy that uses a calibration's metric and thresholds; with `deepest`, heads at greater depths are not
         asked."""
@@ -147,7 +217,7 @@ class Confidence(Policy):
             asked = zip(calibration.depths, thresholds, strict=True)
             thresholds = tuple(threshold if depth <= deepest else None for depth, threshold in asked)
         given = calibration.metric, thresholds, max_draft, calibration.depths, back_off
-        return cls(*given, heads_fingerprint=calibration.heads_fingerprint)
+        return cls(*given, heads_fingerprint=calibration.heads_fingerprint, lookup=lookup)
 
     def check(self, heads):
         if self.heads_fingerprint is None:
@@ -171,7 +241,11 @@ class Confidence(Policy):
 
     def start(self, prompt, head_depths):
         thresholds = dict(zip(head_depths, self.thresholds, strict=True))
-        return _Rounds(thresholds, limit=1 if self.back_off else self.max_draft)
+        looked_up = None if self.lookup is None else self.lookup.start(prompt, head_depths)
+        return _Rounds(thresholds, limit=1 if self.back_off else self.max_draft, lookup=looked_up)
+
+    def look_up(self, state, prefix):
+        return () if self.lookup is None else self.lookup.look_up(state.lookup, prefix)
 
     def draft_limit(self, state):
         return 0 if state.pause else state.limit
@@ -181,6 +255,9 @@ class Confidence(Policy):
         return score >= state.thresholds[depth], score
 
     def observe(self, state, drafted, accepted):
+        if self.lookup is not None and state.lookup.drafting:
+            self.lookup.observe(state.lookup, drafted, accepted)
+            return
         if not self.back_off:
             return
         if state.pause:

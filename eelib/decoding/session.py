@@ -104,7 +104,8 @@ class Session:
     A round of self-speculative decoding:
 
     1. `feed` hands the newest token to the frontier, and `draft` takes it up from exit to exit until a head speaks; the
-       same for that draft, until no head speaks or the policy's limit is reached.
+       same for that draft, until no head speaks or the policy's limit is reached. Where the policy has looked drafts up
+       in the text, these are fed all at once, and no head is asked.
     2. `verify` runs all that waits at the exits to the end: the full model's logits for every draft, in one pass.
     3. Drafts are accepted up to the first one that the full model would not have said; its own token follows.
     4. `emit` makes each of these final; what was drafted behind them is rolled back.
@@ -128,6 +129,11 @@ class Session:
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
             raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
+        if call.heads is not None and call.heads.reads_previous and not call.verify:
+            raise UnsupportedError(
+                "verify=False with heads of kind 'fused', which read what the full model made of the position before: "
+                "decode with verification, or train heads of another kind for early exit."
+            )
         if call.heads is not None and call.heads.backbone is not self.backbone:
             raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
         self.policy.check(call.heads)
@@ -145,6 +151,7 @@ class Session:
         if any(self.frontier.cache.windows) and (self._read.int().diff() < 0).any():
             raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
         self.head_positions = dict.fromkeys(self.exit_depths, 0)
+        self._previous: Tensor | None = None  # for heads that read it: what was read one position before the newest
         self.drafted = self.accepted = self.rounds = 0
         self._rows: list[tuple] = []
         self.ended = self.tokens.shape[1] >= call.generation_config.max_length
@@ -181,8 +188,8 @@ class Session:
         return Frontier(self.backbone, self.exit_depths, capacity, self.call.exact)
 
     def feed(self, prefix: Int[Tensor, "1 position"]) -> None:
-        """Hands the newest token of the text to the frontier."""
-        self.frontier.feed(prefix[:, -1:])
+        """Hands the tokens of the text that are new to the frontier."""
+        self.frontier.feed(prefix[:, self.frontier.length + self._unread :])
 
     def draft(self, prefix: Int[Tensor, "1 position"]) -> Draft | None:
         """Takes the newest position up, exit by exit, until a head speaks; None when none does."""
@@ -197,19 +204,21 @@ class Session:
 
     def ask(self, depth: int, hidden: Float[Tensor, "1 hidden"], prefix: Int[Tensor, "1 position"]) -> Draft | None:
         """What the head at `depth` drafts for the newest state; None where it declines or the policy goes on."""
-        logits = self.heads[depth].logits(depth, hidden)
+        heads = self.heads[depth]
+        final = heads.final(depth, hidden, self._previous)
+        logits = heads.read(depth, final)
         self.head_positions[depth] += 1
-        token = self.heads[depth].drafted_tokens(logits).item()
+        token = heads.drafted_tokens(logits).item()
         if token < 0:
             return None  # "other" leads: the head declines
         exits, score = self.policy.exits(self.policy_state, depth, logits, hidden, prefix.shape[1] - 1)
         if not exits or self._argmax_only:
-            return Draft(token, depth, score) if exits else None
-        scores = self.scores(prefix, self.heads[depth].widen(logits))
+            return Draft(token, depth, score, final=final) if exits else None
+        scores = self.scores(prefix, heads.widen(logits))
         if not scores.isfinite().any():
             return None  # processors left nothing that the head can draft
         token, probabilities = self.rule.draw(scores)
-        return Draft(token, depth, score, probabilities)
+        return Draft(token, depth, score, probabilities, final)
 
     def verify(self, prefix: Int[Tensor, "1 position"]) -> Float[Tensor, "state vocab"]:
         """The full model's logits at every state that waits; prefix: the text with all drafts."""
@@ -241,12 +250,22 @@ class Session:
         """Drafts, verifies all drafts in one pass, and emits the longest right prefix and the model's next token."""
         prefix, drafts, limit = self.tokens, [], self.policy.draft_limit(self.policy_state)
         self.rounds += 1
+        room = self.call.generation_config.max_length - prefix.shape[1] - 1
+        looked_up = self.policy.look_up(self.policy_state, prefix)[:room] if room > 0 else ()
+        if looked_up:
+            certain = (self.rule.certain(token, self.backbone.vocab_size) for token in looked_up)
+            drafts = [Draft(token, 0, float("nan"), q) for token, q in zip(looked_up, certain, strict=True)]
+            prefix, limit = torch.cat([prefix, prefix.new_tensor([looked_up])], dim=1), 0
+        elif limit and self.exit_depths and self.call.heads is not None and self.call.heads.reads_previous:
+            newest = prefix.shape[1] - 1 - self._unread
+            self._previous = self.backbone.normalise(self.frontier.finished(newest - 1))
         while True:
             self.feed(prefix)
             draft = self.draft(prefix) if len(drafts) < limit else None
             if draft is None:
                 break
             drafts.append(draft)
+            self._previous = draft.final
             prefix = _append(prefix, draft.token)
             if self._ends(prefix):
                 break  # nothing can follow this draft, so it is not fed

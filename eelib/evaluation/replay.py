@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
-from eelib.decoding.policies import Confidence, FixedExit, Policy
+from eelib.decoding.policies import Confidence, FixedExit, Lookup, Policy
 from eelib.errors import InvalidInputError
 
 
@@ -54,22 +55,38 @@ class ExitDecisions:
     asked: Bool[np.ndarray, "token cut"]
 
 
-def replay_policy(policy: Policy, traces: pd.DataFrame, n_blocks: int, prompt_lengths: Sequence[int]) -> Work:
+def replay_policy(
+    policy: Policy,
+    traces: pd.DataFrame,
+    n_blocks: int,
+    prompt_lengths: Sequence[int],
+    sequences: Sequence[Tensor] | None = None,
+) -> Work:
     """Verified decoding by a policy, on texts of the model's own, as one sum over the texts.
 
     Args:
-        policy: `Never`, `FixedExit` or `Confidence`.
-        traces: of greedy texts, each recorded from the last position of its prompt to the last but one of the text.
+        policy: `Never`, `FixedExit`, `Confidence` or `Lookup`.
+        traces: of greedy texts, each recorded from the last position of its prompt to the last but one of the text. A
+            column `draft` (1, 2, ...) tells apart what heads say to the first draft in a row, to the second, ...; the
+            last stands for all later ones.
         n_blocks: of the model.
         prompt_lengths: one a sequence in the traces, in their order.
+        sequences: the texts themselves, [position] each; needed where drafts are looked up in them.
 
     Raises:
-        InvalidInputError: another policy. HeadsError: the policy asks heads that the traces lack.
+        InvalidInputError: another policy, or no texts to look drafts up in. HeadsError: the policy asks heads that the
+            traces lack.
     """
+    looks_up = isinstance(policy, Lookup) or getattr(policy, "lookup", None) is not None
+    if looks_up and sequences is None:
+        raise InvalidInputError(f"{policy} looks drafts up in the text: give replay_policy the sequences.")
     total = Work()
-    texts = [table for _, table in traces.groupby("sequence")]
-    for table, prompt_length in zip(texts, prompt_lengths, strict=True):
-        total += replay_text(policy, exit_decisions(policy, table), n_blocks, prompt_length)
+    tables = [table for _, table in traces.groupby("sequence")]
+    texts = [torch.zeros(n, dtype=torch.long) for n in prompt_lengths] if sequences is None else sequences
+    for table, prompt_length, text in zip(tables, prompt_lengths, texts, strict=True):
+        drafts = [part for _, part in table.groupby("draft")] if "draft" in table else [table]
+        exits = [exit_decisions(policy, part) for part in drafts]
+        total += replay_text(policy, exits, n_blocks, prompt_length, text)
     return total
 
 
@@ -88,36 +105,54 @@ def exit_decisions(policy: Policy, traces: pd.DataFrame) -> ExitDecisions:
         scores = np.stack([table[policy.metric].to_numpy() for table in tables], axis=1)
         speaks &= scores >= [thresholds[cut] for cut in cuts]
     elif not isinstance(policy, FixedExit):
-        raise InvalidInputError(f"{policy} cannot be replayed: expected Never, FixedExit or Confidence.")
+        raise InvalidInputError(f"{policy} cannot be replayed: expected Never, FixedExit, Confidence or Lookup.")
     at = np.where(speaks.any(axis=1), speaks.argmax(axis=1), -1)
     right = (at >= 0) & agrees[np.arange(n), at]
     asked = np.arange(len(cuts)) <= np.where(at < 0, len(cuts), at)[:, None]
     return ExitDecisions(depths, cuts, at, right, asked)
 
 
-def replay_text(policy: Policy, exits: ExitDecisions, n_blocks: int, prompt_length: int) -> Work:
-    """The rounds of one text, with the engine's own order of calls (`eelib.decoding`)."""
-    work, n = Work(emitted=len(exits.at)), len(exits.at)
+def replay_text(
+    policy: Policy,
+    exits: Sequence[ExitDecisions],
+    n_blocks: int,
+    prompt_length: int,
+    text: Int[Tensor, " position"],
+) -> Work:
+    """The rounds of one text, with the engine's own order of calls (`eelib.decoding`).
+
+    Args:
+        exits: for the first draft in a row, the second, ...; the last stands for all later ones.
+        text: the prompt and the new tokens; only the prompt's length counts where nothing is looked up.
+    """
+    first = exits[0]
+    work, n = Work(emitted=len(first.at)), len(first.at)
     work.calls["prefill", prompt_length] += 1
-    state = policy.start(torch.zeros(1, prompt_length, dtype=torch.long), exits.depths)
-    line = _Line((0, *exits.exit_depths, n_blocks), work.calls)
+    state = policy.start(text[None, :prompt_length], first.depths)
+    line = _Line((0, *first.exit_depths, n_blocks), work.calls)
     done = 1  # tokens emitted; all but the newest are through all blocks
     while done < n:
         work.rounds += 1
-        limit, drafts = policy.draft_limit(state), 0
-        while True:
-            line.feed()
-            token = min(done + drafts, n - 1)  # behind a wrong draft: as if the text went on so
-            if drafts == limit or not line.draft(exits, token):
-                break
-            drafts += 1
-            if done + drafts == n:
-                break  # the last token of a text is not fed
+        limit, right = policy.draft_limit(state), []
+        begin = prompt_length + done
+        looked_up = policy.look_up(state, text[None, :begin])[: n - done - 1]
+        if looked_up:
+            right = [token == own for token, own in zip(looked_up, text[begin:].tolist(), strict=False)]
+            line.feed(1 + len(looked_up))
+        else:
+            while True:
+                line.feed()
+                decided = exits[min(len(right), len(exits) - 1)]
+                token = min(done + len(right), n - 1)  # behind a wrong draft: as if the text went on so
+                if len(right) == limit or not line.draft(decided, token):
+                    break
+                right.append(bool(decided.right[token]))
+                if done + len(right) == n:
+                    break  # the last token of a text is not fed
         work.calls["unembedding", line.complete()] += 1
-        right = exits.right[done : done + drafts]
-        accepted = drafts if right.all() else int(right.argmin())
-        policy.observe(state, drafts, accepted)
-        work.drafted, work.accepted = work.drafted + drafts, work.accepted + accepted
+        accepted = right.index(False) if False in right else len(right)
+        policy.observe(state, len(right), accepted)
+        work.drafted, work.accepted = work.drafted + len(right), work.accepted + accepted
         done = min(n, done + accepted + 1)
         line.roll_back(done - 1)
     return work
@@ -130,10 +165,10 @@ class _Line:
         self.bounds, self.calls, self.fed, self.passed = bounds, calls, 0, [0] * (len(bounds) - 1)
         self.spans: set[tuple[int, int]] = set()
 
-    def feed(self) -> None:
-        self.fed += 1
-        self.spans = {(self.fed - 1, 1)}
-        self.calls["span", 1] += 1
+    def feed(self, n: int = 1) -> None:
+        self.spans = {(self.fed, n)}
+        self.fed += n
+        self.calls["span", n] += 1
 
     def draft(self, exits: ExitDecisions, token: int) -> bool:
         """Takes the newest position up to where its draft leaves, asking heads on the way; whether one speaks."""

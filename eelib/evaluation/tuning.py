@@ -110,12 +110,20 @@ class OwnTexts:
         return OwnTexts(self.prompts[:n], self.sequences[:n], self.loss_mask[:n])
 
     def traces(self, model: PreTrainedModel, heads: ExitHeads) -> pd.DataFrame:
-        """As `record_traces` gives them."""
-        return record_traces(model, heads, self.sequences, loss_mask=self.loss_mask)
+        """As `record_traces` gives them; of heads of kind `fused` for three drafts in a row, told apart by `draft`."""
+        recorded = [
+            record_traces(model, heads, self.sequences, loss_mask=self.loss_mask, draft=draft).assign(draft=draft)
+            for draft in ((1, 2, 3) if heads.reads_previous else (1,))
+        ]
+        return pd.concat(recorded, ignore_index=True)
 
 
 def count_work(
-    policies: Mapping[str, Policy], traces: pd.DataFrame, n_blocks: int, prompt_lengths: Sequence[int]
+    policies: Mapping[str, Policy],
+    traces: pd.DataFrame,
+    n_blocks: int,
+    prompt_lengths: Sequence[int],
+    sequences: Sequence[Tensor] | None = None,
 ) -> pd.DataFrame:
     """What each policy would do on traced texts (`replay_policy`), summed over them.
 
@@ -125,7 +133,7 @@ def count_work(
     """
     rows = []
     for name, policy in policies.items():
-        work = replay_policy(policy, traces, n_blocks, prompt_lengths)
+        work = replay_policy(policy, traces, n_blocks, prompt_lengths, sequences)
         rows.append({
             "policy": name, "emitted": work.emitted, "rounds": work.rounds, "drafted": work.drafted,
             "accepted": work.accepted,
@@ -153,7 +161,7 @@ def predict(
         own = [setting for setting in settings if setting.kind == kind]
         traces = texts.traces(model, own[0].heads)
         policies = {str(number): setting.policy for number, setting in enumerate(own)}
-        table = count_work(policies, traces, n_blocks, texts.prompt_lengths)
+        table = count_work(policies, traces, n_blocks, texts.prompt_lengths, texts.sequences)
         table["tokens_per_second"] = table.work.map(timings[kind].tokens_per_second)
         parameters = pd.DataFrame([dict(setting.parameters) for setting in own])
         tables.append(pd.concat([table.drop(columns=["policy", "work"]), parameters], axis=1).assign(kind=kind))
@@ -298,7 +306,8 @@ def check_predictions(
     traces, tables = texts.traces(model, heads), []
     for prompt, own in traces.groupby("sequence"):
         work = {name: setting.policy for name, setting in policies.items()}
-        tables.append(count_work(work, own.assign(sequence=0), n_blocks, [texts.prompt_lengths[prompt]]))
+        of_prompt = [texts.prompt_lengths[prompt]], [texts.sequences[prompt]]
+        tables.append(count_work(work, own.assign(sequence=0), n_blocks, *of_prompt))
     each = pd.concat(tables)
     each["predicted"] = each.work.map(scaled.tokens_per_second)
     table = each.groupby("policy", sort=False).agg(predicted=("predicted", "median"), drafted=("drafted", "sum"))

@@ -134,9 +134,10 @@ def inventory(model: PreTrainedModel, heads: ExitHeads) -> pd.DataFrame:
         ("blocks", _weights(backbone.blocks), _weights(backbone.blocks) * size, flops, kept),
         ("unembedding", unembedding, unembedding * size, _flops(lambda: backbone.unembed(hidden)), 0),
     ]
+    previous = backbone.normalise(hidden) if heads.reads_previous else None
     for depth in heads.depths:
         own, read = heads.weights(depth)
-        flops = _flops(lambda depth=depth: heads.logits(depth, hidden))
+        flops = _flops(lambda depth=depth: heads.logits(depth, hidden, previous))
         rows.append((f"head at {depth}", own, read * size, flops, 0))
     return pd.DataFrame(rows, columns=["piece", "parameters", "bytes", "flops", "kv_bytes"])
 

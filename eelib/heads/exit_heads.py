@@ -19,7 +19,7 @@ from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
 from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
 
-KINDS = ("mlp", "affine", "linear", "none")
+KINDS = ("mlp", "affine", "linear", "none", "fused")
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class HeadConfig:
     depths: after how many blocks each head reads, ascending.
     kind: `mlp`, a gated MLP beside a linear map, both residual, before the model's own final norm and unembedding,
         which stay frozen and shared; `affine`, the linear map alone (tuned lens, arXiv 2303.08112); `linear`, an untied
-        norm and unembedding (the author's); `none`, nothing at all (logit lens).
+        norm and unembedding (the author's); `none`, nothing at all (logit lens); `fused`, a gated MLP and a linear map
+        that also read what the unembedding read one position back, which the full model has verified by then (as
+        EAGLE, arXiv 2401.15077, reads it): for drafting from a shallow depth, so only beside verification.
     draft_vocab_size: how many of the model's tokens a head may draft, or None for all. One more class, "other",
         then stands for the rest; it counts in every score and is never drafted.
-    width: inner width of the MLP; None for the model's hidden size.
+    width: inner width of the MLP; None for the model's hidden size, twice that for `fused`.
     skip: whether an MLP has the linear map beside it.
     seed: of the initial weights.
     """
@@ -153,17 +155,50 @@ class ExitHeads(nn.Module):
             self._fingerprint = state, digest.hexdigest()
         return self._fingerprint[1]
 
-    def logits(
-        self, depth: int, hidden: Float[Tensor, "... hidden"], tokens: Int[Tensor, " chosen"] | None = None
+    @property
+    def reads_previous(self) -> bool:
+        """Whether the heads also read what the unembedding read one position back (kind `fused`)."""
+        return self.config.kind == "fused"
+
+    def final(
+        self, depth: int, hidden: Float[Tensor, "... hidden"], previous: Float[Tensor, "... width"] | None = None
+    ) -> Float[Tensor, "... width"]:
+        """What the head at `depth` makes of states that have passed `depth` blocks: its guess at what the unembedding
+        will read.
+
+        Args:
+            previous: for `fused` heads, what the unembedding read one position back; where the full model has not got
+                there yet, the head's own guess stands in.
+
+        Raises:
+            HeadsError: `fused` heads without `previous`.
+        """
+        of_depth = self.maps[str(depth)]
+        if self.reads_previous:
+            if previous is None:
+                raise HeadsError(
+                    "Heads of kind 'fused' also read what the unembedding read one position back (`previous`), which "
+                    "is there where the full model verifies each draft. Use heads of another kind here."
+                )
+            return self.backbone.normalise(of_depth(hidden, previous))
+        return of_depth(hidden) if self.config.kind == "linear" else self.backbone.normalise(of_depth(hidden))
+
+    def read(
+        self, depth: int, final: Float[Tensor, "... width"], tokens: Int[Tensor, " chosen"] | None = None
     ) -> Float[Tensor, "... classes"]:
-        """What the head at `depth` says of states that have passed `depth` blocks: raw logits over its classes, or
-        over some of those that are tokens (`tokens` indexes them) and "other"; `linear` heads give all."""
-        mapped = self.maps[str(depth)](hidden)
+        """Raw logits over the classes of the head at `depth` from what `final` gave, or over some of those that are
+        tokens (`tokens` indexes them) and "other"."""
         if self.config.kind == "linear":
-            return mapped if tokens is None else mapped[..., tokens]
-        normed = self.backbone.normalise(mapped)
-        logits = self._unembed_classes(normed, tokens)
-        return logits if self.draft_tokens is None else torch.cat([logits, self.others[str(depth)](normed)], dim=-1)
+            logits = self.maps[str(depth)].unembedding(final)
+            return logits if tokens is None else logits[..., tokens]
+        logits = self._unembed_classes(final, tokens)
+        return logits if self.draft_tokens is None else torch.cat([logits, self.others[str(depth)](final)], dim=-1)
+
+    def logits(
+        self, depth: int, hidden: Float[Tensor, "... hidden"], previous: Float[Tensor, "... width"] | None = None
+    ) -> Float[Tensor, "... classes"]:
+        """What the head at `depth` says: raw logits over its classes. Arguments and errors are those of `final`."""
+        return self.read(depth, self.final(depth, hidden, previous))
 
     def teacher_probabilities(self, outputs: TeacherOutputs) -> Float[Tensor, "token classes"]:
         """The model's own probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
@@ -181,10 +216,14 @@ class ExitHeads(nn.Module):
         some = F.linear(normed, rows.weight[tokens].to(normed.dtype), None if bias is None else bias[tokens])
         return self.backbone.postprocess(some)
 
-    def full_logits(self, depth: int, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
+    def full_logits(
+        self, depth: int, hidden: Float[Tensor, "... hidden"], previous: Float[Tensor, "... width"] | None = None
+    ) -> Float[Tensor, "... vocab"]:
         """The same head read out over the model's whole vocabulary: what benchmarks score with."""
-        mapped = self.maps[str(depth)](hidden)
-        return mapped if self.config.kind == "linear" else self.backbone.unembed(mapped)
+        final = self.final(depth, hidden, previous)
+        if self.config.kind == "linear":
+            return self.read(depth, final)
+        return self.backbone.postprocess(self.backbone.unembedding(final))
 
     def drafted_tokens(self, logits: Float[Tensor, "... classes"]) -> Int[Tensor, "..."]:
         """The token that each row of logits would draft; -1 where "other" leads, and the head declines."""

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 
 def make_map(kind: str, width: int | None, skip: bool, unembedding: nn.Module, hidden_size: int) -> nn.Module:
-    """The map of one head of a kind (see `HeadConfig`): from states to states, for `linear` to logits."""
+    """The map of one head of a kind (see `HeadConfig`): from states to states."""
     make = {
+        "fused": lambda: _Fused(hidden_size, unembedding.weight.shape[1], width or 2 * hidden_size),
         "mlp": lambda: _GatedMLP(hidden_size, width or hidden_size, skip),
         "affine": lambda: _Affine(hidden_size),
         "linear": lambda: _Untied(unembedding, hidden_size),
@@ -57,6 +58,34 @@ class _GatedMLP(nn.Module):
         return self.skip(x) + self.down(F.silu(self.gate(n)) * self.up(n))
 
 
+class _Fused(nn.Module):
+    """x + A n + down(silu(gate(n)) * up(n)), where n are the RMS-normalised state x and what the unembedding read one
+    position back, side by side; x, normalised, at first. A, gate and up are one product."""
+
+    def __init__(self, hidden_size: int, final_size: int, width: int):
+        super().__init__()
+        self.widths = [hidden_size, width, width]
+        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.scale_previous = nn.Parameter(torch.ones(final_size))
+        self.inner = MixedLinear(hidden_size + final_size, hidden_size + 2 * width)
+        self.down = MixedLinear(width, hidden_size, bias=False)
+        nn.init.zeros_(self.inner.weight[:hidden_size])
+        nn.init.zeros_(self.inner.bias)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        x = F.rms_norm(x, x.shape[-1:])
+        n = torch.cat(
+            [
+                x * self.scale.to(x.dtype),
+                F.rms_norm(previous, previous.shape[-1:], self.scale_previous.to(x.dtype)),
+            ],
+            dim=-1,
+        )
+        skip, gate, up = self.inner(n).split(self.widths, dim=-1)
+        return x + skip + self.down(F.silu(gate) * up)
+
+
 class _Affine(nn.Module):
     """x + A x + b; the identity at first."""
 
@@ -71,7 +100,7 @@ class _Affine(nn.Module):
 
 
 class _Untied(nn.Module):
-    """Root-mean-square norm and an unembedding of its own, which starts as a copy of the model's where it can."""
+    """Root-mean-square norm; beside it an unembedding of its own, a copy of the model's at first where it can."""
 
     def __init__(self, unembedding: nn.Module, hidden_size: int):
         super().__init__()
@@ -82,4 +111,4 @@ class _Untied(nn.Module):
             self.unembedding.weight.data.copy_(unembedding.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.unembedding(F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype)))
+        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype))

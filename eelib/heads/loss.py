@@ -44,19 +44,25 @@ class DistillationLoss:
         self.target = target
         self._entropy = torch.special.entr(target).sum()
 
-    def of_head(self, depth: int, agreement: bool = True) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The loss of the head at `depth`, summed over tokens [nats], and how many tokens it names as the model does
-        (NaN without `agreement`: beside a sampled loss that takes a pass of its own)."""
-        state = self.outputs.states[depth]
-        logits = self.heads.logits(depth, state, self.tokens).float()
+    def of_head(
+        self, depth: int, previous: Float[Tensor, "token width"] | None = None, agreement: bool = True
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "token width"]]:
+        """The loss of the head at `depth`, summed over tokens [nats]; how many tokens it names as the model does (NaN
+        without `agreement`: beside a sampled loss that takes a pass of its own); and its `final`.
+
+        Args:
+            previous: as in `ExitHeads.final`.
+        """
+        final = self.heads.final(depth, self.outputs.states[depth], previous)
+        logits = self.heads.read(depth, final, self.tokens).float()
         # Cross-entropy less the target's own entropy, which has no gradient, is KL.
         loss = F.cross_entropy(logits + self.weight, self.target, reduction="sum") - self._entropy
         if not agreement:
-            return loss, loss.new_tensor(float("nan"))
+            return loss, loss.new_tensor(float("nan")), final
         if self.tokens is not None:
             with torch.no_grad():
-                logits = self.heads.logits(depth, state)
-        return loss, (self.heads.drafted_tokens(logits.detach()) == self.outputs.argmax).sum().float()
+                logits = self.heads.read(depth, final)
+        return loss, (self.heads.drafted_tokens(logits.detach()) == self.outputs.argmax).sum().float(), final
 
 
 def _sample(

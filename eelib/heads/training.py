@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,6 +42,8 @@ class TrainConfig:
     sampled_classes: None takes the loss over all classes; a number, over those that are likeliest for one of the step's
         tokens and so many random others, which stand for the rest (importance sampling of the normaliser, Bengio &
         Senecal 2008): quicker, and the loss an estimate.
+    drafts: heads of kind `fused` learn so many drafts in a row, behind the first one with their own guess in place of
+        what the unembedding read; later drafts weigh half.
     log_every: steps between the rows of the report.
     checkpoint_every: steps between checkpoints.
     seed: of the order of the sequences.
@@ -54,6 +57,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     loss: str = "kl"
     sampled_classes: int | None = None
+    drafts: int = 3
     log_every: int = 10
     checkpoint_every: int = 25
     seed: int = 0
@@ -64,7 +68,8 @@ class TrainConfig:
         if not 0 <= self.warmup < 1:
             raise InvalidInputError(f"warmup={self.warmup}: expected a share of the steps, from 0 to below 1.")
         for name in (
-            "epochs", "batch_size", "shuffle_buffer", "learning_rate", "max_grad_norm", "log_every", "checkpoint_every",
+            "epochs", "batch_size", "shuffle_buffer", "learning_rate", "max_grad_norm", "drafts", "log_every",
+            "checkpoint_every",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
@@ -125,7 +130,7 @@ def train_heads(
     state = PartialState()
     steps = Batches(
         sequences, loss_mask, epochs=config.epochs, batch_size=config.batch_size, shuffle_buffer=config.shuffle_buffer,
-        seed=config.seed,
+        seed=config.seed, drafts=config.drafts if heads.reads_previous else None,
     )  # fmt: skip
     with (
         Report(run.log, log, tensorboard, state.is_main_process) as report,
@@ -134,8 +139,8 @@ def train_heads(
         ) as bar,
     ):
         started, tokens_before = time.perf_counter(), run.tokens
-        for outputs in steps.teacher_outputs(teacher, first=run.step):
-            rows = _train_step(heads, outputs, run, len(steps))
+        for lesson in steps.lessons(teacher, first=run.step):
+            rows = _train_step(heads, lesson, run, len(steps))
             seconds = time.perf_counter() - started
             bar.update()
             if run.logs(len(steps)):
@@ -162,16 +167,23 @@ def evaluate_heads(
     loss_mask: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head."""
+    """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head.
+
+    Heads of kind `fused` are judged on their first draft, at the positions that follow another one that counts.
+    """
     sums, tokens, teacher = {depth: [0.0, 0] for depth in heads.depths}, 0, Teacher(model, heads.depths)
     for start in range(0, len(sequences), batch_size):
+        texts = sequences[start : start + batch_size]
         masks = None if loss_mask is None else loss_mask[start : start + batch_size]
-        outputs = teacher.outputs(sequences[start : start + batch_size], masks)
+        outputs, previous = teacher.outputs(texts, masks), None
+        if heads.reads_previous:
+            rows = in_a_row(texts, masks, 2).nonzero()[:, 0]
+            previous, outputs = outputs.final[rows], outputs.select(rows + 1)
         target = heads.teacher_probabilities(outputs)
         entropy = torch.special.entr(target).sum(-1)
         tokens += len(outputs.argmax)
         for depth in heads.depths:
-            logits = heads.logits(depth, outputs.states[depth]).float()
+            logits = heads.logits(depth, outputs.states[depth], previous).float()
             sums[depth][0] += (F.cross_entropy(logits, target, reduction="none") - entropy).sum().item()
             sums[depth][1] += (heads.drafted_tokens(logits) == outputs.argmax).sum().item()
     return pd.DataFrame(
@@ -241,31 +253,49 @@ class _Run:
             self.path.unlink(missing_ok=True)
 
 
-def _train_step(heads: ExitHeads, outputs: TeacherOutputs | None, run: _Run, n_steps: int) -> list[dict]:
+@dataclass(frozen=True)
+class Lesson:
+    """What one step learns from.
+
+    outputs: of the teacher, at the positions of the first draft, of the second, ...; all have as many tokens.
+    previous: what the unembedding read one position before the first draft's; None for heads that do not read it.
+    """
+
+    outputs: tuple[TeacherOutputs, ...]
+    previous: Float[Tensor, "token width"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.outputs[0].argmax)
+
+
+def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
     """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
 
-    outputs: this process's share; None where it has none.
+    lesson: this process's share; None where it has none.
     """
     rate = run.config.learning_rate * _schedule(run.step, round(run.config.warmup * n_steps), n_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     device = heads.backbone.model.device
-    tokens = reduce(torch.tensor(0.0 if outputs is None else float(len(outputs.argmax)), device=device), "sum").item()
+    tokens = reduce(torch.tensor(0.0 if lesson is None else float(len(lesson)), device=device), "sum").item()
     run.step, run.tokens = run.step + 1, run.tokens + int(tokens)
     tokens = max(tokens, 1.0)  # a step of texts of which no position counts teaches nothing
     config, logged = run.config, run.logs(n_steps)
-    distillation = None
-    if outputs is not None:
-        distillation = DistillationLoss(
-            heads, outputs, config.loss, config.sampled_classes, seed=(config.seed << 32) + run.step
-        )  # fmt: skip
+    distillations = [
+        DistillationLoss(heads, outputs, config.loss, config.sampled_classes, seed=(config.seed << 32) + run.step)
+        for outputs in (() if lesson is None else lesson.outputs)
+    ]
     rows = []
     for depth in heads.depths:
         parameters, sums = heads.parameters_of(depth), torch.zeros(2, device=device)
-        if distillation is not None:
-            loss, agreed = distillation.of_head(depth, agreement=logged)
-            (loss / tokens).backward()
-            sums = torch.stack([loss.detach(), agreed])
+        previous, whole = None if lesson is None else lesson.previous, torch.zeros((), device=device)
+        for draft, distillation in enumerate(distillations):
+            loss, agreed, previous = distillation.of_head(depth, previous, agreement=logged and not draft)
+            whole = whole + loss * (0.5 if draft else 1.0)
+            if not draft:
+                sums = torch.stack([loss.detach(), agreed])
+        if distillations:
+            (whole / tokens).backward()
         loss, agreement = (reduce(sums, "sum") / tokens).tolist()
         if not math.isfinite(loss):
             raise TrainingError(
@@ -299,6 +329,7 @@ class Batches:
     Args:
         sequences, loss_mask: as `train_heads` takes them.
         epochs, batch_size, shuffle_buffer, seed: as in `TrainConfig`.
+        drafts: None where heads read nothing of the position before; else lessons are on so many drafts in a row.
     """
 
     def __init__(
@@ -310,8 +341,9 @@ class Batches:
         batch_size: int,
         shuffle_buffer: int,
         seed: int,
+        drafts: int | None = None,
     ):
-        self.sequences, self.loss_mask, self.seed = sequences, loss_mask, seed
+        self.sequences, self.loss_mask, self.seed, self.drafts = sequences, loss_mask, seed, drafts
         self.together = max(1, shuffle_buffer // batch_size)  # steps that shuffle their tokens among each other
         generator, self.steps = torch.Generator().manual_seed(seed), []
         for _ in range(epochs):
@@ -321,7 +353,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def teacher_outputs(self, teacher: Teacher, first: int = 0) -> Iterator[TeacherOutputs | None]:
+    def lessons(self, teacher: Teacher, first: int = 0) -> Iterator[Lesson | None]:
         """This process's share of every step from number `first` on; None where it has none.
 
         Steps that shuffle their tokens are taught together, also where `first` lies among them.
@@ -332,6 +364,9 @@ class Batches:
             shares = [batch[state.process_index :: state.num_processes] for batch in group]
             parts = [teacher.outputs(*self._texts(share)) for share in shares if share]
             outputs = TeacherOutputs.concatenate(parts) if parts else None
+            begins = None
+            if self.drafts is not None and parts:
+                begins = torch.cat([in_a_row(*self._texts(share), self.drafts + 1) for share in shares if share])
             owners = torch.cat([torch.arange(len(batch)) % state.num_processes for batch in group])
             sizes = torch.tensor([self._size(i) for batch in group for i in batch])
             own = owners.repeat_interleave(sizes) == state.process_index  # [token]
@@ -340,7 +375,14 @@ class Batches:
             order = torch.randperm(len(own), generator=generator).tensor_split(len(group))
             for tokens in order[max(first - start, 0) :]:
                 mine = place[tokens[own[tokens]]]
-                yield outputs.select(mine.to(outputs.argmax.device)) if len(mine) else None
+                if begins is not None:
+                    mine = mine[begins[mine]]
+                yield self._lesson(outputs, mine.to(outputs.argmax.device)) if len(mine) else None
+
+    def _lesson(self, outputs: TeacherOutputs, rows: Tensor) -> Lesson:
+        if self.drafts is None:
+            return Lesson((outputs.select(rows),))
+        return Lesson(tuple(outputs.select(rows + 1 + i) for i in range(self.drafts)), outputs.final[rows])
 
     def _texts(self, numbers: list[int]) -> tuple[list[Tensor], list[Tensor] | None]:
         loss_mask = None if self.loss_mask is None else [self.loss_mask[i] for i in numbers]
@@ -348,6 +390,16 @@ class Batches:
 
     def _size(self, number: int) -> int:
         return len(self.sequences[number]) if self.loss_mask is None else int(self.loss_mask[number].sum())
+
+
+def in_a_row(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None, n: int) -> Bool[Tensor, " token"]:
+    """For each row of `Teacher.outputs` whether n rows from it on are positions that follow each other in one text."""
+    found = []
+    for i, sequence in enumerate(sequences):
+        counts = torch.ones(len(sequence), dtype=torch.bool) if loss_mask is None else loss_mask[i].bool()
+        whole = F.pad(counts, (0, n - 1)).unfold(0, n, 1).all(-1)
+        found.append(whole[counts])
+    return torch.cat(found)
 
 
 class Report:

@@ -22,12 +22,11 @@ def tokens_html(trace: pd.DataFrame, tokenizer, n_blocks: int, depths: Sequence[
     Raises:
         InvalidInputError: the trace holds another depth, or no token.
     """
-    colors = {depth: _pastel(style["color"]) for depth, style in depth_style([*depths, n_blocks]).items()}
+    known = _depths(trace, n_blocks, depths)
+    colors = {depth: _pastel(style["color"]) for depth, style in depth_style(known).items()}
     tokens = _final_tokens(trace, colors)
-    legend = [
-        _span(f"&nbsp;{depth}{' (full model)' if depth == n_blocks else ''}&nbsp;", color)
-        for depth, color in colors.items()
-    ]
+    names = {0: "0 (looked up in the text)", n_blocks: f"{n_blocks} (full model)"}
+    legend = [_span(f"&nbsp;{names.get(depth, depth)}&nbsp;", color) for depth, color in colors.items()]
     text = [
         _span(html.escape(tokenizer.decode([token])).replace("\n", "⏎<br>"), colors[depth], f"depth {depth}")
         for token, depth in zip(tokens.token_id, tokens.depth, strict=True)
@@ -41,9 +40,10 @@ def tokens_html(trace: pd.DataFrame, tokenizer, n_blocks: int, depths: Sequence[
 def settled_shares(trace: pd.DataFrame, n_blocks: int, depths: Sequence[int]) -> pd.DataFrame:
     """Share of the tokens that were settled at each depth: what `depth_shares` draws.
 
-    Args as for `tokens_html`. Columns: depth (of every head, and n_blocks for the full model), share_of_tokens.
+    Args as for `tokens_html`. Columns: depth (of every head; n_blocks for the full model; 0 where tokens were looked up
+    in the text), share_of_tokens.
     """
-    known = sorted([*depths, n_blocks])
+    known = _depths(trace, n_blocks, depths)
     shares = _final_tokens(trace, known).depth.value_counts(normalize=True).reindex(known, fill_value=0.0)
     return pd.DataFrame({"depth": known, "share_of_tokens": shares.to_numpy()})
 
@@ -66,6 +66,12 @@ def depth_shares(table: pd.DataFrame, n_blocks: int, title: str = "") -> Figure:
     axes.set(xlabel=f"settled after … blocks ({n_blocks} = the full model)", ylabel="share of tokens", ylim=(0, 1))
     axes.set_title(title)
     return figure
+
+
+def _depths(trace: pd.DataFrame, n_blocks: int, depths: Sequence[int]) -> list[int]:
+    """All that tokens can be settled at, ascending; 0 only where some were looked up."""
+    looked_up = "depth" in trace and (trace.depth == 0).any()
+    return sorted([*([0] if looked_up else []), *depths, n_blocks])
 
 
 def _final_tokens(trace: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:

@@ -27,6 +27,20 @@ def test_traces_say_what_heads_and_model_say(llama, texts):
         assert row[metric] == pytest.approx(score.item(), rel=1e-5)
 
 
+def test_the_second_draft_of_fused_heads_reads_their_first_guess(llama, texts):
+    heads, backbone = random_heads(llama, kind="fused", scale=0.05), eelib.Backbone.of(llama)
+    states = backbone.states(texts[3][None], [1, 6])
+    final = backbone.normalise(states[6][0])
+    guess = heads.final(1, states[1][0, 10], final[9])
+    for draft, previous in ((1, final[10]), (2, guess)):
+        traces = eelib.record_traces(llama, heads, texts, draft=draft)
+        row = traces.query("sequence == 3 and position == 11 and depth == 1").iloc[0]
+        logits = heads.logits(1, states[1][0, 11], previous)
+        assert row.head_token == logits.argmax().item() and row.max_logit == pytest.approx(
+            logits.max().item(), rel=1e-4
+        )
+
+
 def test_the_prompt_can_be_left_out(llama, texts):
     traces = eelib.record_traces(llama, random_heads(llama), texts, loss_mask=after(6, texts))
     assert traces.position.min() == 6 and len(traces) == 3 * sum(len(t) - 6 for t in texts)

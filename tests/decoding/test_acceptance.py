@@ -1,6 +1,7 @@
 """Sampled text has the model's own distribution, whatever the heads propose."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -86,6 +87,33 @@ def test_distribution_is_the_models_own(shallow, name, draws):
         pairs[tuple(pair)] += p
     assert 0.05 < accepted / drafted < 0.9, "drafts must be both accepted and rejected"
     assert len(first) > 1 and chi_square(counts, pairs) > UNLIKELY
+
+
+@dataclass(frozen=True)
+class Says(eelib.Policy):
+    """Drafts these tokens, whatever the text."""
+
+    tokens: tuple[int, ...]
+
+    def look_up(self, state, prefix):
+        return self.tokens
+
+
+def test_looked_up_drafts_leave_the_distribution_alone(shallow):
+    """A draft that was not drawn at all: accepted as often as the model would say it, and never instead of another."""
+    kwargs, prompt = {"top_k": 3, "temperature": 1.5}, prompts(1, seed=3)[0]
+    expected = distribution(shallow, prompt, 4, **kwargs)
+    second = Counter()
+    for (_, token, *_), p in expected.items():
+        second[token] += p
+    policy = Says((second.most_common(1)[0][0],) * 2)
+    torch.manual_seed(2)
+    kwargs |= {"do_sample": True, "eos_token_id": None}
+    outs = [eelib.generate(shallow, prompt, policy=policy, max_new_tokens=4, **kwargs) for _ in range(DRAWS)]
+    counts = Counter(tuple(out.sequences[0, -4:].tolist()) for out in outs)
+    drafted, accepted = (sum(getattr(out.stats, name) for out in outs) for name in ("drafted", "accepted"))
+    assert 0 < accepted < drafted, "drafts must be both accepted and rejected"
+    assert chi_square(counts, expected) > UNLIKELY
 
 
 def test_confidence_samples_the_models_own_distribution(shallow):

@@ -3,11 +3,13 @@
 from collections import Counter
 
 import pytest
-from tiny import N_BLOCKS, Pattern, after, letters, prompts, random_heads
+import torch
+from tiny import N_BLOCKS, Pattern, after, letters, own_text, prompts, random_heads
 
 import eelib
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.evaluation.replay import Work, replay_policy
+from eelib.evaluation.tuning import OwnTexts
 
 NEW = 24
 
@@ -94,6 +96,28 @@ def test_long_drafts_are_exact_up_to_the_first_wrong_one(llama, told, policy):
     books = decoded(llama, heads, policy, asked)
     assert (work.rounds, work.accepted, work.emitted) == (books["rounds"], books["accepted"], books["emitted"])
     assert work.drafted >= work.accepted and work.drafted == pytest.approx(books["drafted"], rel=0.3)
+
+
+def test_lookup_and_several_drafts_of_fused_heads(llama):
+    """Behind the first draft of a round, fused heads read their own guesses: traces tell which draft they are of."""
+    asked = prompts(2)
+    asked += [torch.cat([own_text(llama, p, max_new_tokens=20), p], dim=1) for p in asked]
+    texts = OwnTexts.write(llama, asked, max_new_tokens=NEW, eos_token_id=None)
+    heads = eelib.ExitHeads.init(llama, (2,), "fused")
+    training = eelib.TrainConfig(epochs=8, batch_size=1, learning_rate=1e-2)
+    eelib.train_heads(llama, heads, texts.sequences, training)
+    traces, lookup = texts.traces(llama, heads), eelib.Lookup(6, record=0.2, sizes=(2, 1))
+    assert traces.groupby("draft").agrees.mean().nunique() > 1
+    for policy in (
+        eelib.FixedExit(2, 1), eelib.FixedExit(2, 3), lookup,
+        eelib.Confidence("max_prob", (0.05,), max_draft=3, lookup=lookup, back_off=False),
+    ):  # fmt: skip
+        work = replay_policy(policy, traces, N_BLOCKS, texts.prompt_lengths, texts.sequences)
+        books = decoded(llama, heads, policy, asked)
+        assert (work.rounds, work.accepted, work.emitted) == (books["rounds"], books["accepted"], books["emitted"])
+        assert work.accepted > 0 or policy == eelib.FixedExit(2, 1)
+    with pytest.raises(InvalidInputError, match="give replay_policy the sequences"):
+        replay_policy(lookup, traces, N_BLOCKS, texts.prompt_lengths)
 
 
 def test_what_cannot_be_replayed_is_refused(told):

@@ -36,7 +36,7 @@ def test_rounds_by_hand():
 
     def counts(right, draft_length):
         exits = ExitDecisions((2,), (2,), np.zeros(7, int), right, np.ones((7, 1), bool))
-        work = replay_text(eelib.FixedExit(2, draft_length), exits, 6, 5)
+        work = replay_text(eelib.FixedExit(2, draft_length), [exits], 6, 5, torch.zeros(12, dtype=torch.long))
         return work.emitted, work.rounds, work.drafted, work.accepted
 
     assert counts(right, 2) == (7, 2, 4, 4)  # [1, 2] both right + the model's 3; [4, 5] both right + the model's 6

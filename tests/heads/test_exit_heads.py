@@ -60,13 +60,14 @@ def test_frequent_tokens_come_first_ties_by_number(llama):
     assert frequent_tokens(text, 6, llama, letters()).tolist() == [0, 1, 2, 30, 40, 50]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "affine", "linear"])
+@pytest.mark.parametrize("kind", ["mlp", "affine", "linear", "fused"])
 def test_saved_and_loaded(model, tmp_path, kind):
     heads = eelib.ExitHeads.init(model, [2, 4], kind, seed=3).to(model.dtype)
     heads.save_pretrained(tmp_path)
     loaded = eelib.ExitHeads.from_pretrained(tmp_path, model)
     state = Backbone.of(model).states(prompts(1)[0], [4])[4]
-    assert torch.equal(heads.logits(4, state), loaded.logits(4, state))
+    previous = torch.randn(1, 7, 32, dtype=model.dtype)
+    assert torch.equal(heads.logits(4, state, previous), loaded.logits(4, state, previous))
     assert loaded.config == heads.config and not any(p.requires_grad for p in loaded.parameters())
     described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert {"backbone", "revision", "fingerprint", "heads", "training", "eelib_version"} <= set(described)

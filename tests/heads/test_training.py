@@ -31,7 +31,7 @@ def heads_for(model, kind="mlp"):
     return eelib.ExitHeads.init(model, [2, 4], kind, seed=1)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "affine", "linear"])
+@pytest.mark.parametrize("kind", ["mlp", "affine", "linear", "fused"])
 @pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
 def test_training_brings_heads_closer_to_the_model(llama, text, kind, loss):
     heads = heads_for(llama, kind)
@@ -42,7 +42,8 @@ def test_training_brings_heads_closer_to_the_model(llama, text, kind, loss):
     assert (after.agreement > before.agreement).all()
     assert loss != "kl" or (after.loss < before.loss).all()
     assert heads.training_record["validation"][0]["agreement"] == after.agreement[0]
-    assert set(report.depth) == {2, 4} and report.tokens.max() == 12 * sum(map(len, text))
+    windows = [len(t) - (config.drafts if kind == "fused" else 0) for t in text]
+    assert set(report.depth) == {2, 4} and report.tokens.max() == 12 * sum(windows)
     assert next(heads.parameters()).dtype == llama.dtype and not next(heads.parameters()).requires_grad
 
 
@@ -113,7 +114,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(llama, text, tmp_pa
 def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, masked):
     masks, teacher = after(5, text) if masked else None, Teacher(llama, [2, 4])
     steps = Batches(text, masks, epochs=2, batch_size=batch_size, shuffle_buffer=8, seed=0)
-    given = list(steps.teacher_outputs(teacher))
+    given = [lesson.outputs[0] for lesson in steps.lessons(teacher)]
     assert len(given) == len(steps)
     whole = teacher.outputs(text * 2, None if masks is None else masks * 2)
     found = TeacherOutputs.concatenate(given)
@@ -124,6 +125,39 @@ def test_shuffling_hands_out_every_token_once_an_epoch(llama, text, batch_size, 
             assert (whole.states[4][near] - row).abs().amax(1).min() < 1e-4
     of_one_text = len(teacher.outputs(text[:1], None if masks is None else masks[:1]).argmax)
     assert {abs(len(a.argmax) - len(b.argmax)) for a in given[:2] for b in given[:2]} <= {0, 1} and of_one_text > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_lessons_of_fused_heads_are_drafts_in_a_row(llama, text, batch_size):
+    """Every run of four positions of an answer, once an epoch: what was read at the first, then three drafts."""
+    masks, teacher = after(5, text), Teacher(llama, [2])
+    steps = Batches(text, masks, epochs=1, batch_size=batch_size, shuffle_buffer=8, seed=0, drafts=3)
+    given, backbone = list(steps.lessons(teacher)), eelib.Backbone.of(llama)
+    expected = []
+    for sequence in text:
+        states = backbone.states(sequence[None], [2, 6])
+        final = backbone.normalise(states[6])[0]
+        windows = [(final[p], *states[2][0, p + 1 : p + 4], final[p + 3]) for p in range(5, len(sequence) - 3)]
+        expected += [torch.cat(window) for window in windows]
+    found = [
+        torch.cat([lesson.previous, *(outputs.states[2] for outputs in lesson.outputs), lesson.outputs[2].final], dim=1)
+        for lesson in given
+    ]
+    expected, found = torch.stack(expected), torch.cat(found)
+    assert expected.shape == found.shape
+    near = torch.cdist(expected, found) < 1e-3
+    assert near.any(0).all() and near.any(1).all()
+
+
+def test_fused_heads_learn_their_later_drafts_too(llama, text):
+    """Trained on three drafts in a row, the third is better than when only the first was trained."""
+    agreement = []
+    for drafts in (1, 3):
+        heads = heads_for(llama, "fused")
+        config = eelib.TrainConfig(epochs=20, batch_size=2, learning_rate=1e-2, drafts=drafts)
+        eelib.train_heads(llama, heads, text, config)
+        agreement.append(eelib.record_traces(llama, heads, text, draft=3).query("position > 4").agrees.mean())
+    assert agreement[1] > agreement[0]
 
 
 def test_a_buffer_of_one_step_changes_nothing(llama, text):
@@ -226,8 +260,8 @@ def test_nothing_to_train(llama, text):
 def test_a_loss_over_sampled_classes_estimates_the_whole(llama, text, draft):
     heads = eelib.ExitHeads.init(llama, [2, 4], "mlp", draft, sequences=text, tokenizer=letters())
     outputs, classes = Teacher(llama, [2, 4]).outputs(text), (draft or llama.config.vocab_size) + (draft is not None)
-    whole, agreed = DistillationLoss(heads, outputs).of_head(2)
-    everything, same = DistillationLoss(heads, outputs, sampled_classes=classes).of_head(2)
+    whole, agreed, _ = DistillationLoss(heads, outputs).of_head(2)
+    everything, same, _ = DistillationLoss(heads, outputs, sampled_classes=classes).of_head(2)
     assert everything.item() == pytest.approx(whole.item(), rel=1e-5) and same == agreed
     few = outputs.select(torch.tensor([3]))  # eight likeliest and some of the rest
     whole = DistillationLoss(heads, few).of_head(2)[0].item()
