@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl
 
-.PHONY: help paper paper-full test test-slow bench bench-heads bench-predictions lab lint
+.PHONY: help paper paper-full test test-slow bench bench-heads bench-predictions bench-drafts bench-step lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,6 +36,12 @@ bench-heads: $(READY) $(OFFLINE)  ## print what making heads costs, as ratios (A
 
 bench-predictions: $(READY) $(OFFLINE)  ## print how well speed is predicted, also beside a busy process
 	@$(BIN)/python tests/bench/predictions.py $(ARGS)
+
+bench-drafts: $(READY) $(OFFLINE)  ## print what drafts by heads and by lookup bring, as ratios, after make paper
+	@$(BIN)/python tests/bench/drafts.py $(ARGS)
+
+bench-step: $(READY) $(OFFLINE)  ## print where the time of one step goes
+	@$(BIN)/python tests/bench/step.py $(ARGS)
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)

@@ -44,6 +44,11 @@ class Workspace:
         return self._data("heads")
 
     @property
+    def fused(self) -> Path:
+        """Heads of kind `fused`, beside the others."""
+        return self._data("fused")
+
+    @property
     def checkpoints(self) -> Path:
         """Unfinished work that a killed run goes on from. Never a declared output: Snakemake deletes those."""
         return self._data("checkpoints")

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "engine": ["custom_generate", "generate"],
         "session": ["DecodingCall", "DecodingOutput", "DecodingStats", "Session"],
-        "policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy"],
+        "policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy", "keep_policy", "kept_policy"],
         "frontier": ["Frontier"],
         "bitwise": ["RowExact"],
         "lossless": ["first_mismatch", "verify_lossless"],

@@ -6,7 +6,7 @@ position, or that learns from the rounds so far, fits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -268,6 +268,50 @@ class Confidence(Policy):
         elif drafted:
             state.misses += 1
             state.limit, state.pause = 1, 2 ** (state.misses - 1) - 1
+
+
+_SAVED = (Never, FixedExit, Lookup, Confidence)
+
+
+def keep_policy(heads: ExitHeads, policy: Policy, **measured: object) -> None:
+    """Makes a policy part of heads, so that it is saved, pushed and loaded with them: the one they were tuned to.
+
+    Args:
+        policy: one of this package's own.
+        measured: what is known of it, such as its speed and on which machine.
+
+    Raises:
+        InvalidInputError: another kind of policy, which a file cannot hold.
+    """
+    if type(policy) not in _SAVED:
+        names = ", ".join(kind.__name__ for kind in _SAVED)
+        raise InvalidInputError(f"{type(policy).__name__} cannot be saved: expected one of {names}.")
+    heads.policy_record = {
+        "policy": type(policy).__name__, "settings": asdict(policy), "heads_fingerprint": heads.fingerprint(),
+        "measured": measured,
+    }  # fmt: skip
+
+
+def kept_policy(heads: ExitHeads) -> Policy:
+    """The policy that `keep_policy` made part of these heads.
+
+    Raises:
+        HeadsError: there is none, or the heads or their backbone have changed since.
+    """
+    record = heads.policy_record
+    if not record:
+        raise HeadsError("These heads come without a policy: tune one, and `eelib.decoding.keep_policy` it.")
+    if record["heads_fingerprint"] != heads.fingerprint():
+        raise HeadsError(
+            f"The policy was tuned for the heads {record['heads_fingerprint'][:12]} (fingerprint), these are "
+            f"{heads.fingerprint()[:12]}: they or their backbone have changed. Tune anew."
+        )
+    settings = dict(record["settings"])
+    if settings.get("lookup") is not None:
+        settings["lookup"] = Lookup(**settings["lookup"])
+    if settings.get("depths") is not None:
+        settings["depths"] = tuple(settings["depths"])
+    return {kind.__name__: kind for kind in _SAVED}[record["policy"]](**settings)
 
 
 def check_positive(name: str, value: Any) -> None:

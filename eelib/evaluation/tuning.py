@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from eelib.calibration.thresholds import calibrate
 from eelib.confidence.traces import record_traces
 from eelib.decoding.engine import generate
-from eelib.decoding.policies import Confidence, FixedExit, Never, Policy
+from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Policy
 from eelib.errors import InvalidInputError
 from eelib.evaluation.comparison import Decoder, compare, summarise
 from eelib.evaluation.latency import Timings
@@ -50,21 +50,30 @@ def dssd_settings(
     epsilons: Sequence[float],
     max_drafts: Sequence[int],
     deepest: Sequence[int] | None = None,
+    *,
+    lookup: Lookup | None = None,
+    kind: str = "DSSD",
 ) -> list[Setting]:
     """DSSD by empirical thresholds, without back-off: every ε, longest draft and deepest head that is asked.
 
     Args:
         traces: of calibration text.
         deepest: depths; None for each head's.
+        lookup: of every policy.
+        kind: what the settings are tuned among.
     """
     settings = []
     for epsilon in epsilons:
         calibration = calibrate(traces, metric, epsilon)
         for max_draft in max_drafts:
             for depth in heads.depths if deepest is None else deepest:
-                policy = Confidence.from_calibration(calibration, max_draft, back_off=False, deepest=depth)
+                policy = Confidence.from_calibration(
+                    calibration, max_draft, back_off=False, deepest=depth, lookup=lookup
+                )
                 parameters = {"epsilon": epsilon, "max_draft": max_draft, "deepest": depth}
-                settings.append(Setting("DSSD", policy, heads, parameters))
+                if lookup is not None:
+                    parameters["lookup"] = lookup.max_draft
+                settings.append(Setting(kind, policy, heads, parameters))
     return settings
 
 
@@ -176,12 +185,14 @@ class Tuning:
     runs: what the finalists, and what was decoded beside them, did by the clock, as `compare` returns it.
     finalists: one row a finalist: kind, its parameters, `summarise` of its runs, and whether it is chosen.
     chosen: the best setting of each kind by the clock.
+    best: the best of all by the clock; plain decoding where none is quicker.
     """
 
     grid: pd.DataFrame
     runs: pd.DataFrame
     finalists: pd.DataFrame
     chosen: dict[str, Setting]
+    best: Setting
 
 
 def tune(
@@ -230,7 +241,9 @@ def tune(
     table = pd.DataFrame(rows, index=best.index)
     winners = table.groupby("kind", sort=False).speed_ratio.idxmax()
     table["chosen"] = table.index.isin(winners)
-    return Tuning(grid, runs, table, {kind: settings[number] for kind, number in winners.items()})
+    quickest = table.speed_ratio.idxmax()
+    best = settings[quickest] if table.speed_ratio[quickest] > 1 else PLAIN
+    return Tuning(grid, runs, table, {kind: settings[number] for kind, number in winners.items()}, best)
 
 
 def chosen_settings(table: pd.DataFrame, traces: pd.DataFrame, heads: ExitHeads, metric: str) -> dict[str, Setting]:

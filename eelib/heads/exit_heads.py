@@ -71,6 +71,7 @@ class ExitHeads(nn.Module):
         backbone.check_depths(config.depths)
         self.config = config
         self.training_record: dict = {}
+        self.policy_record: dict = {}  # of `eelib.decoding.keep_policy`
         self._fingerprint: tuple[list, str] = ([], "")
         self._of = (backbone, model)  # in a tuple, so that the model's weights are not registered as the heads' own
         hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
@@ -251,6 +252,7 @@ class ExitHeads(nn.Module):
             "heads": asdict(self.config),
             "parameters": self.parameter_count(),
             "training": self.training_record,
+            "policy": self.policy_record,
         }
         write_heads(folder, described, self.state_dict())
 
@@ -284,7 +286,7 @@ class ExitHeads(nn.Module):
                 f"The heads in {folder} have other weights than eelib {version('eelib')} gives this kind; train them "
                 f"anew: {error}"
             ) from error
-        heads.training_record = described["training"]
+        heads.training_record, heads.policy_record = described["training"], described.get("policy", {})
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
 
 

@@ -76,6 +76,7 @@ def model_card(described: dict) -> str:
         f"draft vocabulary: {heads['draft_vocab_size'] or 'the whole vocabulary'}. "
         f"Backbone fingerprint `{described['fingerprint'][:12]}`; eelib {described['eelib_version']}.\n\n"
         + (f"| depth | agreement, held-out text | KL [nats] |\n|---|---|---|\n{rows}\n" if rows else "")
+        + (f"Tuned policy: `{json.dumps(described['policy'])}`\n\n" if described.get("policy") else "")
         + f"Training: `{json.dumps({k: v for k, v in training.items() if k != 'validation'})}`\n\n"
         '```python\nheads = eelib.ExitHeads.from_pretrained("this folder", model)\n```\n'
     )

@@ -33,13 +33,15 @@ class Recipe:
     """How heads are made: by `make_heads`, or `python -m eelib.heads.recipe` from the command line.
 
     corpus: which text. heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind,
-    draft_vocab_size, width, seed). training: how they are trained.
+    draft_vocab_size, width, seed). fused: the same of heads of kind `fused`, made beside them from the same text; None
+    for none. A file's draft from as many tokens as the others unless it says otherwise. training: how both are trained.
     cache_teacher: cache teacher outputs on disk until the heads are done: the model is then run once for them, while
     it writes the text, and not again in every epoch.
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     heads: Mapping[str, object] = field(default_factory=lambda: {"depths": 4})
+    fused: Mapping[str, object] | None = None
     training: TrainConfig = field(default_factory=TrainConfig)
     cache_teacher: bool = True
 
@@ -60,7 +62,7 @@ class Recipe:
             given = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
-        parts = {"corpus": CorpusConfig, "heads": HeadConfig, "training": TrainConfig}
+        parts = {"corpus": CorpusConfig, "heads": HeadConfig, "fused": HeadConfig, "training": TrainConfig}
         if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "cache_teacher"}:
             raise InvalidInputError(
                 f"{path} and the changes {changes} hold something else than a recipe: "
@@ -68,7 +70,11 @@ class Recipe:
             )
         made = {}
         for name, kind in parts.items():
+            if name == "fused" and not (given.get(name) or changes.get(name)):
+                continue
             settings = {"seed": seed, **(given.get(name) or {}), **(changes.get(name) or {})}
+            if name == "fused":
+                settings.setdefault("draft_vocab_size", made["heads"].get("draft_vocab_size"))
             unknown = sorted(set(settings) - {setting.name for setting in fields(kind)})
             if unknown:
                 raise InvalidInputError(
@@ -79,30 +85,44 @@ class Recipe:
                 if settings[key] and (path.parent / settings[key]).is_file():
                     settings[key] = str(path.parent / settings[key])
             made[name] = settings if kind is HeadConfig else kind(**settings)
-        HeadConfig(**{**made["heads"], "depths": (1,)})  # for its errors, before hours of writing text
+        for settings in (made["heads"], made.get("fused") or {}):
+            HeadConfig(**{**settings, "depths": (1,)})  # for its errors, before hours of writing text
         return cls(**made, cache_teacher=changes.get("cache_teacher", given.get("cache_teacher", True)))
 
 
 def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
     """A recipe of small heads for a first look, made in about a minute on two cores (a model of 135M parameters)."""
     few = 4096 if Backbone.of(model).vocab_size > 4096 else None
+    shallow = min(2, Backbone.of(model).n_blocks - 1)
     return Recipe(
         CorpusConfig(documents=300, length=96, prompt_length=32, batch_size=300, int8=True, seed=seed),
         {"depths": 4, "draft_vocab_size": few, "seed": seed},
+        {"depths": [shallow], "draft_vocab_size": few, "seed": seed},
         TrainConfig(epochs=3, batch_size=2, learning_rate=2e-3, sampled_classes=1024, seed=seed),
     )
 
 
+@dataclass(frozen=True)
+class MadeHeads:
+    """What `make_heads` made.
+
+    heads, fused: trained; `fused` is None where the recipe names none.
+    report: of `train_heads`, of both, with the column kind.
+    """
+
+    corpus: Corpus
+    heads: ExitHeads
+    fused: ExitHeads | None
+    report: pd.DataFrame
+
+
 def make_heads(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace | None
-) -> tuple[Corpus, ExitHeads, pd.DataFrame]:
+) -> MadeHeads:
     """Corpus and heads by a recipe, saved in the workspace; a killed call goes on where it was.
 
     Args:
         workspace: where to save them. None: they are in memory only, and what is on disk on the way is deleted.
-
-    Returns:
-        The corpus, the trained heads, and the report of `train_heads`.
 
     Raises:
         InvalidInputError: no workspace, and several processes, which share text and teacher outputs through files.
@@ -113,28 +133,37 @@ def make_heads(
         with TemporaryDirectory(prefix="eelib-") as folder:
             return make_heads(recipe, model, tokenizer, Workspace("heads", folder))
     scratch, state = workspace.checkpoints, PartialState()
-    depths = Backbone.of(model).check_depths(recipe.heads["depths"])
+    parts = {"heads": recipe.heads} | ({"fused": {**recipe.fused, "kind": "fused"}} if recipe.fused else {})
+    read = [Backbone.of(model).check_depths(settings["depths"]) for settings in parts.values()]
+    depths = tuple(sorted({depth for some in read for depth in some}))
     teacher = Teacher(model, depths, scratch / "teacher" if recipe.cache_teacher else None)
     corpus = load_corpus(recipe.corpus, model, tokenizer, scratch / "corpus", teacher if recipe.cache_teacher else None)
     if recipe.cache_teacher:  # those on text that the model has not written just now
         mine = slice(state.process_index, None, state.num_processes)
         teacher.cache(corpus.train[mine], corpus.loss_mask["train"][mine])
         state.wait_for_everyone()
-    heads = ExitHeads.init(model, **recipe.heads, sequences=corpus.train, tokenizer=tokenizer)
-    report = train_heads(
-        model, heads, corpus.train, recipe.training, loss_mask=corpus.loss_mask["train"], teacher=teacher,
-        validation=corpus.test, validation_loss_mask=corpus.loss_mask["test"], checkpoint=scratch / "heads.safetensors",
-        log=scratch / "heads.jsonl",
-    )  # fmt: skip
+    made, reports = {}, []
+    for name, settings in parts.items():
+        heads = ExitHeads.init(model, **settings, sequences=corpus.train, tokenizer=tokenizer)
+        report = train_heads(
+            model, heads, corpus.train, recipe.training, loss_mask=corpus.loss_mask["train"], teacher=teacher,
+            validation=corpus.test, validation_loss_mask=corpus.loss_mask["test"],
+            checkpoint=scratch / f"{name}.safetensors", keep_checkpoint=True, log=scratch / f"{name}.jsonl",
+        )  # fmt: skip
+        made[name] = heads
+        reports.append(report.assign(kind=heads.config.kind))
     if state.is_main_process:
         corpus.save(workspace.corpus)
-        heads.save_pretrained(workspace.heads)
+        for name, heads in made.items():
+            heads.save_pretrained(getattr(workspace, name))
+        for name in made:
+            (scratch / f"{name}.safetensors").unlink(missing_ok=True)
         if recipe.cache_teacher:
             # Text first: outputs computed anew differ in their last bits, so a repetition must write both again.
             shutil.rmtree(scratch / "corpus", ignore_errors=True)
             teacher.clear_cache()
     state.wait_for_everyone()
-    return corpus, heads, report
+    return MadeHeads(corpus, made["heads"], made.get("fused"), pd.concat(reports, ignore_index=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,13 +182,15 @@ def main(arguments: list[str] | None = None) -> int:
         dtype = batch_dtype(given.dtype, state.device)
         model, tokenizer = load_model(given.model, dtype=dtype, device=state.device)
         workspace = Workspace(given.slug or given.model.rstrip("/").rpartition("/")[2], given.workspace)
-        corpus, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+        made = make_heads(recipe, model, tokenizer, workspace)
     except EelibError as error:
         parser.exit(1, f"error: {error}\n")
     if state.is_main_process:
-        print(corpus.report().to_string(index=False))
-        print(pd.DataFrame(heads.training_record["validation"]).to_string(index=False))
-        print(f"Heads are in {workspace.heads}.")
+        print(made.corpus.report().to_string(index=False))
+        for heads, folder in ((made.heads, workspace.heads), (made.fused, workspace.fused)):
+            if heads is not None:
+                print(pd.DataFrame(heads.training_record["validation"]).to_string(index=False))
+                print(f"Heads of kind {heads.config.kind} are in {folder}.")
     return 0
 
 

@@ -88,6 +88,7 @@ def train_heads(
     validation: Sequence[Tensor] = (),
     validation_loss_mask: Sequence[Tensor] | None = None,
     checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
     log: str | Path | None = None,
     tensorboard: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -103,6 +104,8 @@ def train_heads(
         validation: held-out sequences; agreement and loss on them go into `heads.training_record`.
         checkpoint: file to go on from when a former call with the same arguments was killed; deleted at the end. The
             result is that of an uninterrupted run, bit for bit on a CPU.
+        keep_checkpoint: leave the file there at the end, so that the same call is over at once, also after a kill in
+            what comes behind it.
         log: file that gets the rows of the report as they come, one JSON object a line.
         tensorboard: folder for TensorBoard's event files (needs the extra `track`).
 
@@ -149,12 +152,14 @@ def train_heads(
                 bar.set_postfix_str(f"loss {rows[-1]['loss']:.2f} at depth {rows[-1]['depth']}, {speed:.0f} tokens/s")
             if run.step % config.checkpoint_every == 0 and run.step < len(steps) and state.is_main_process:
                 run.save()
+    if state.is_main_process and keep_checkpoint:
+        run.save()
     heads.to(model.dtype).requires_grad_(False)
     measured = evaluate_heads(model, heads, validation, validation_loss_mask).to_dict("records") if validation else []
     heads.training_record = {
         "config": asdict(config), "sequences": len(sequences), "tokens": run.tokens, "validation": measured,
     }  # fmt: skip
-    if state.is_main_process:
+    if state.is_main_process and not keep_checkpoint:
         run.finish()
     return pd.DataFrame(run.log)
 

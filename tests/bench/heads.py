@@ -113,7 +113,7 @@ def recipes(model, tokenizer, files: list[str], folder: Path) -> pd.DataFrame:
     for file in files:
         workspace, recipe = eelib.Workspace(Path(file).stem, folder), eelib.Recipe.load(Path(file).resolve())
         start = time.perf_counter()
-        _, heads, _ = make_heads(recipe, model, tokenizer, workspace)
+        heads = make_heads(recipe, model, tokenizer, workspace).heads
         made[Path(file).stem] = heads, time.perf_counter() - start
     return compare(model, tokenizer, made)
 

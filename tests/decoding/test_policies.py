@@ -7,6 +7,7 @@ import torch
 from tiny import N_BLOCKS, own_text, prompts, random_heads
 
 import eelib
+from eelib.decoding import keep_policy, kept_policy
 from eelib.errors import HeadsError, InvalidInputError
 
 
@@ -113,3 +114,32 @@ def test_thresholds_are_checked():
         eelib.Confidence("entropy", (0.5,), max_draft=0)
     with pytest.raises(HeadsError, match="Calibrated for depths"):
         eelib.Confidence("entropy", (0.5,), depths=(2,)).exit_depths((3,))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        eelib.Never(),
+        eelib.FixedExit(3, 2),
+        eelib.Lookup(5, record=0.3, sizes=(3, 2)),
+        eelib.Confidence("margin", (0.2, None, 0.3), 4, (1, 3, 5), back_off=False, lookup=eelib.Lookup(6)),
+    ],
+)
+def test_a_policy_is_saved_with_its_heads_and_bound_to_them(model, tmp_path, policy):
+    heads = random_heads(model)
+    with pytest.raises(HeadsError, match="without a policy"):
+        kept_policy(heads)
+    keep_policy(heads, policy, speed_ratio=1.3)
+    heads.save_pretrained(tmp_path)
+    loaded = eelib.ExitHeads.from_pretrained(tmp_path, model)
+    assert kept_policy(loaded) == policy and loaded.policy_record["measured"] == {"speed_ratio": 1.3}
+    assert "Tuned policy" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    next(loaded.parameters()).data.add_(1)
+    next(loaded.parameters()).add_(0)
+    with pytest.raises(HeadsError, match="have changed"):
+        kept_policy(loaded)
+
+
+def test_a_policy_of_ones_own_is_not_saved(model):
+    with pytest.raises(InvalidInputError, match="SkipDecode cannot be saved"):
+        keep_policy(random_heads(model), eelib.baselines.SkipDecode(6, 2, 8))

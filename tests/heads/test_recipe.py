@@ -18,6 +18,7 @@ from eelib.heads.recipe import make_heads, small_recipe
 SMALL = {
     "corpus": {"documents": 96, "length": 32, "batch_size": 32, "prompt_length": 8},
     "heads": {"depths": 2, "draft_vocab_size": 40},
+    "fused": {"depths": [1]},
     "training": {"batch_size": 8, "checkpoint_every": 2, "log_every": 1},
 }
 
@@ -36,11 +37,13 @@ def test_the_projects_recipes_can_be_read(name):
 
 def test_settings_can_be_changed_and_mistakes_are_named(file):
     changed = eelib.Recipe.load(file, {"corpus": {"documents": 100}, "cache_teacher": False})
+    assert changed.fused["draft_vocab_size"] == 40, "as the other heads, unless the recipe says otherwise"
     assert changed.corpus.documents == 100 and changed.corpus.length == 32 and not changed.cache_teacher
     for changes, message in (
         ({"corpus": {"document": 9}}, "no setting document; it has source"),
         ({"head": {}}, "something else than a recipe"),
         ({"heads": {"kind": "magic"}}, "Unknown kind"),
+        ({"fused": {"width": 0}}, "width=0"),
         ({"training": {"epochs": 0}}, "epochs=0"),
     ):
         with pytest.raises(InvalidInputError, match=message):
@@ -58,23 +61,26 @@ def test_kept_lessons_make_the_same_heads(llama, file, tmp_path):
     for keep in (True, False):
         workspace = eelib.Workspace("tiny", tmp_path / str(keep))
         recipe = eelib.Recipe.load(file, {"cache_teacher": keep})
-        made[keep] = _, heads, _ = make_heads(recipe, llama, letters(), workspace)
+        made[keep] = make_heads(recipe, llama, letters(), workspace)
+        heads = made[keep].heads
         assert eelib.ExitHeads.from_pretrained(workspace.heads, llama).depths == heads.depths == (2, 4)
         assert not (workspace.checkpoints / "teacher").is_dir() or not any(
             (workspace.checkpoints / "teacher").iterdir()
         )
-    assert all(map(torch.equal, made[True][0].train, made[False][0].train))
-    one, other = (pd.DataFrame(made[keep][1].training_record["validation"]) for keep in (True, False))
+    assert all(map(torch.equal, made[True].corpus.train, made[False].corpus.train))
+    one, other = (pd.DataFrame(made[keep].heads.training_record["validation"]) for keep in (True, False))
     assert (one.loss - other.loss).abs().max() < 0.02 * other.loss.max()
 
 
 def test_without_a_workspace_nothing_is_left_on_disk(llama, file, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    texts, heads, report = make_heads(eelib.Recipe.load(file), llama, letters(), None)
+    made = make_heads(eelib.Recipe.load(file), llama, letters(), None)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    _, saved, _ = make_heads(eelib.Recipe.load(file), llama, letters(), eelib.Workspace("tiny", tmp_path))
-    assert all(map(torch.equal, heads.state_dict().values(), saved.state_dict().values())) and len(report)
-    assert eelib.record_traces(llama, heads, texts.test).depth.unique().tolist() == [2, 4]
+    saved = make_heads(eelib.Recipe.load(file), llama, letters(), eelib.Workspace("tiny", tmp_path))
+    for heads, again in ((made.heads, saved.heads), (made.fused, saved.fused)):
+        assert all(map(torch.equal, heads.state_dict().values(), again.state_dict().values()))
+    assert set(made.report.kind) == {"mlp", "fused"}
+    assert eelib.record_traces(llama, made.heads, made.corpus.test).depth.unique().tolist() == [2, 4]
 
 
 def test_small_heads_fit_any_vocabulary(llama):
@@ -86,8 +92,9 @@ def test_small_heads_fit_any_vocabulary(llama):
 def test_made_again_the_heads_are_the_same_bit_for_bit(file, tmp_path):
     """As when a run is killed after its heads were saved: what was kept for them is gone."""
     model, recipe = tiny_model("llama", torch.float32), eelib.Recipe.load(file)
-    one, two = (make_heads(recipe, model, letters(), eelib.Workspace("tiny", tmp_path))[1] for _ in range(2))
-    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+    one, two = (make_heads(recipe, model, letters(), eelib.Workspace("tiny", tmp_path)) for _ in range(2))
+    for heads, again in ((one.heads, two.heads), (one.fused, two.fused)):
+        assert all(map(torch.equal, heads.state_dict().values(), again.state_dict().values()))
 
 
 def test_two_processes_make_the_heads_of_one(file, tmp_path):
@@ -100,14 +107,15 @@ def test_two_processes_make_the_heads_of_one(file, tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("Heads are in") == 1, "two that know nothing of each other would both say so"
+    assert done.stdout.count("Heads of kind fused are in") == 1, "two that know nothing of each other would both say so"
     two, one = (eelib.Workspace("tiny", tmp_path / name) for name in ("two", "one"))
     model, tokenizer = eelib.load_model(tmp_path / "model", dtype="float64", device="cpu")
-    texts, heads, _ = make_heads(eelib.Recipe.load(file), model, tokenizer, one)
-    assert all(map(torch.equal, texts.train, eelib.Corpus.load(two.corpus).train))
-    theirs = eelib.ExitHeads.from_pretrained(two.heads, model).state_dict()
-    for name, value in heads.state_dict().items():
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-4)  # a step moves them by 3e-3
+    made = make_heads(eelib.Recipe.load(file), model, tokenizer, one)
+    assert all(map(torch.equal, made.corpus.train, eelib.Corpus.load(two.corpus).train))
+    for heads, folder in ((made.heads, two.heads), (made.fused, two.fused)):
+        theirs = eelib.ExitHeads.from_pretrained(folder, model).state_dict()
+        for name, value in heads.state_dict().items():
+            torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-4)  # a step moves them by 3e-3
     logs = [(workspace.checkpoints / "heads.jsonl").read_text().splitlines() for workspace in (one, two)]
     for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert a["tokens"] == b["tokens"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -57,3 +57,9 @@ def test_a_bar_a_depth():
     assert "30 = the full model" in axes.get_xlabel() and axes.get_title() == "a title" and axes.get_ylim() == (0, 1)
     with pytest.raises(InvalidInputError, match="no column share_of_tokens"):
         plotting.depth_shares(table[["depth"]], 30)
+
+
+def test_tokens_that_were_looked_up_are_depth_0():
+    trace = TRACE.assign(depth=[0, 12, 6, 30])
+    assert "0 (looked up in the text)" in plotting.tokens_html(trace, Words(), 30, [6, 12])
+    assert plotting.settled_shares(trace, 30, [6, 12]).depth.tolist() == [0, 6, 12, 30]
