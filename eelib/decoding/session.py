@@ -61,7 +61,7 @@ class DecodingOutput:
 
     sequences: [1, prompt + new].
     trace: one row per emitted or rejected token: round (0 = prefill), position, token_id, depth (the number of blocks =
-        the full model spoke), score of the exit, drafted, accepted.
+        the full model spoke; 0 = looked up in the text), score of the exit, drafted, accepted.
     stats: what it took.
     """
 

@@ -68,7 +68,8 @@ class WeightReads:
 
 
 def emitted_depths(output: DecodingOutput) -> Int[np.ndarray, " token"]:
-    """The depth at which each new token was decided; the number of blocks where the full model spoke."""
+    """The depth at which each new token was decided; the number of blocks where the full model spoke, 0 where it was
+    looked up in the text."""
     trace = output.trace
     return trace.depth[~trace.drafted | trace.accepted].to_numpy(int)
 
