@@ -5,15 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "engine",
-        "options",
-        "session",
-        "policies",
-        "ngrams",
-        "acceptance",
-        "frontier",
-        "bitwise",
-        "lossless",
+        "engine", "options", "session", "policies", "ngrams", "acceptance", "frontier", "bitwise", "lossless",
         "monitor",
     ],
     submod_attrs={
@@ -25,4 +17,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lossless": ["first_mismatch", "verify_lossless"],
         "monitor": ["ExitMonitor"],
     },
-)
+)  # fmt: skip

@@ -19,7 +19,7 @@ class Draft:
 
     depth: of the head that drafted it; 0 where it was looked up in the text.
     score: of the exit.
-    probabilities: what it was drawn from, [vocab], or None where it was the likeliest.
+    probabilities: what it was drawn from, [vocab]; None where it was not drawn: the likeliest, or looked up.
     final: the head's guess at what the unembedding will read (`ExitHeads.final`).
     """
 
@@ -33,9 +33,6 @@ class Draft:
 class Greedy:
     """The token with the highest score, always."""
 
-    def certain(self, token: int, vocab_size: int) -> None:
-        """What a draft that was not drawn at all was drawn from."""
-
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, None]:
         return scores.argmax(-1).item(), None
 
@@ -47,18 +44,15 @@ class Greedy:
 class Sampling:
     """Draws from the softmax of the scores, with torch's global generator, as transformers does: seed it there."""
 
-    def certain(self, token: int, vocab_size: int) -> Float[Tensor, " vocab"]:
-        """What a draft that was not drawn at all was drawn from."""
-        return F.one_hot(torch.tensor(token), vocab_size).float()
-
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, Tensor]:
         probabilities = scores.softmax(-1)[0]
         return torch.multinomial(probabilities, 1).item(), probabilities
 
     def judge(self, draft: Draft, scores: Float[Tensor, "1 vocab"]) -> int:
         """The token that stands where `draft` was: the draft's own if it is accepted, else a correction."""
-        p = scores.softmax(-1)[0]
-        q = draft.probabilities.to(p.device)
+        p, q = scores.softmax(-1)[0], draft.probabilities
+        if q is None:
+            q = F.one_hot(torch.tensor(draft.token, device=p.device), len(p))
         if torch.rand((), device=p.device) * q[draft.token] < p[draft.token]:
             return draft.token
         rest = (p - q).clamp(min=0)

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+_NEWEST = 0.15
+"""What the newest outcome weighs in a record."""
+
 
 class NGrams:
     """Where each run of a few tokens was last seen in a text, and how often what followed there came again.
@@ -25,7 +28,7 @@ class NGrams:
         for token in tokens:
             size, place = self._last_seen()
             if judged and size:
-                self.records[size] += 0.15 * ((text[place] == token) - self.records[size])
+                self.records[size] += _NEWEST * ((text[place] == token) - self.records[size])
             for n in self.sizes:
                 if len(text) >= n:
                     self._after[tuple(text[-n:])] = len(text)

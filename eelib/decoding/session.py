@@ -129,7 +129,8 @@ class Session:
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
             raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
-        if call.heads is not None and call.heads.reads_previous and not call.verify:
+        self._reads_previous = call.heads is not None and call.heads.reads_previous
+        if self._reads_previous and not call.verify:
             raise UnsupportedError(
                 "verify=False with heads of kind 'fused', which read what the full model made of the position before: "
                 "decode with verification, or train heads of another kind for early exit."
@@ -253,10 +254,9 @@ class Session:
         room = self.call.generation_config.max_length - prefix.shape[1] - 1
         looked_up = self.policy.look_up(self.policy_state, prefix)[:room] if room > 0 else ()
         if looked_up:
-            certain = (self.rule.certain(token, self.backbone.vocab_size) for token in looked_up)
-            drafts = [Draft(token, 0, float("nan"), q) for token, q in zip(looked_up, certain, strict=True)]
+            drafts = [Draft(token, 0, float("nan")) for token in looked_up]
             prefix, limit = torch.cat([prefix, prefix.new_tensor([looked_up])], dim=1), 0
-        elif limit and self.exit_depths and self.call.heads is not None and self.call.heads.reads_previous:
+        elif limit and self.exit_depths and self._reads_previous:
             newest = prefix.shape[1] - 1 - self._unread
             self._previous = self.backbone.normalise(self.frontier.finished(newest - 1))
         while True:

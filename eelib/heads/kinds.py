@@ -75,13 +75,8 @@ class _Fused(nn.Module):
 
     def forward(self, x: Tensor, previous: Tensor) -> Tensor:
         x = F.rms_norm(x, x.shape[-1:])
-        n = torch.cat(
-            [
-                x * self.scale.to(x.dtype),
-                F.rms_norm(previous, previous.shape[-1:], self.scale_previous.to(x.dtype)),
-            ],
-            dim=-1,
-        )
+        before = F.rms_norm(previous, previous.shape[-1:], self.scale_previous.to(x.dtype))
+        n = torch.cat([x * self.scale.to(x.dtype), before], dim=-1)
         skip, gate, up = self.inner(n).split(self.widths, dim=-1)
         return x + skip + self.down(F.silu(gate) * up)
 

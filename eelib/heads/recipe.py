@@ -33,17 +33,18 @@ class Recipe:
     """How heads are made: by `make_heads`, or `python -m eelib.heads.recipe` from the command line.
 
     corpus: which text. heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind,
-    draft_vocab_size, width, seed). fused: the same of heads of kind `fused`, made beside them from the same text; None
-    for none. A file's draft from as many tokens as the others unless it says otherwise. training: how both are trained.
+    draft_vocab_size, width, seed). training: how they are trained.
     cache_teacher: cache teacher outputs on disk until the heads are done: the model is then run once for them, while
     it writes the text, and not again in every epoch.
+    fused: arguments of a second set of heads, of kind `fused`, made beside the others from the same text; None: no such
+    set. In a file they draft as many tokens as the others unless it says otherwise.
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     heads: Mapping[str, object] = field(default_factory=lambda: {"depths": 4})
-    fused: Mapping[str, object] | None = None
     training: TrainConfig = field(default_factory=TrainConfig)
     cache_teacher: bool = True
+    fused: Mapping[str, object] | None = None
 
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, object] | None = None, seed: int = 0) -> "Recipe":
@@ -70,11 +71,12 @@ class Recipe:
             )
         made = {}
         for name, kind in parts.items():
-            if name == "fused" and not (given.get(name) or changes.get(name)):
-                continue
-            settings = {"seed": seed, **(given.get(name) or {}), **(changes.get(name) or {})}
+            named = {**(given.get(name) or {}), **(changes.get(name) or {})}
             if name == "fused":
-                settings.setdefault("draft_vocab_size", made["heads"].get("draft_vocab_size"))
+                if not named:
+                    continue
+                named = {"kind": "fused", "draft_vocab_size": made["heads"].get("draft_vocab_size"), **named}
+            settings = {"seed": seed, **named}
             unknown = sorted(set(settings) - {setting.name for setting in fields(kind)})
             if unknown:
                 raise InvalidInputError(
@@ -84,9 +86,11 @@ class Recipe:
             for key in {"source", "prompts"} & set(settings):
                 if settings[key] and (path.parent / settings[key]).is_file():
                     settings[key] = str(path.parent / settings[key])
+            if kind is HeadConfig:
+                if "depths" not in settings or (name == "fused" and settings["kind"] != "fused"):
+                    raise InvalidInputError(f"{path}: {name}: {named}: expected depths, and in `fused` no other kind.")
+                HeadConfig(**{**settings, "depths": (1,)})  # for its errors, before hours of writing text
             made[name] = settings if kind is HeadConfig else kind(**settings)
-        for settings in (made["heads"], made.get("fused") or {}):
-            HeadConfig(**{**settings, "depths": (1,)})  # for its errors, before hours of writing text
         return cls(**made, cache_teacher=changes.get("cache_teacher", given.get("cache_teacher", True)))
 
 
@@ -97,8 +101,8 @@ def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
     return Recipe(
         CorpusConfig(documents=300, length=96, prompt_length=32, batch_size=300, int8=True, seed=seed),
         {"depths": 4, "draft_vocab_size": few, "seed": seed},
-        {"depths": [shallow], "draft_vocab_size": few, "seed": seed},
         TrainConfig(epochs=3, batch_size=2, learning_rate=2e-3, sampled_classes=1024, seed=seed),
+        fused={"depths": [shallow], "draft_vocab_size": few, "seed": seed},
     )
 
 

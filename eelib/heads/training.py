@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,10 +19,12 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.backbone.teacher import Teacher, TeacherOutputs
+from eelib.backbone.teacher import Teacher
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads.exit_heads import ExitHeads
+from eelib.heads.lessons import Batches, Lesson, in_a_row
 from eelib.heads.loss import LOSSES, DistillationLoss
+from eelib.heads.report import Report
 from eelib.workspace import atomic_write
 
 
@@ -196,13 +197,6 @@ def evaluate_heads(
     )
 
 
-def smooth_report(report: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
-    """Loss and agreement of a report of `train_heads` as running means over each depth's last `rows` rows."""
-    noisy = ["loss", "agreement"]
-    smooth = report.groupby("depth")[noisy].transform(lambda column: column.rolling(rows, 1).mean())
-    return report.assign(**smooth)
-
-
 class _Run:
     """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
 
@@ -258,21 +252,6 @@ class _Run:
             self.path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What one step learns from.
-
-    outputs: of the teacher, at the positions of the first draft, of the second, ...; all have as many tokens.
-    previous: what the unembedding read one position before the first draft's; None for heads that do not read it.
-    """
-
-    outputs: tuple[TeacherOutputs, ...]
-    previous: Float[Tensor, "token width"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.outputs[0].argmax)
-
-
 def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
     """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
 
@@ -326,126 +305,3 @@ def _schedule(step: int, warmup_steps: int, n_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))
-
-
-class Batches:
-    """The steps of a run: every epoch takes all sequences, in an order of its own.
-
-    Args:
-        sequences, loss_mask: as `train_heads` takes them.
-        epochs, batch_size, shuffle_buffer, seed: as in `TrainConfig`.
-        drafts: None where heads read nothing of the position before; else lessons are on so many drafts in a row.
-    """
-
-    def __init__(
-        self,
-        sequences: Sequence[Tensor],
-        loss_mask: Sequence[Tensor] | None,
-        *,
-        epochs: int,
-        batch_size: int,
-        shuffle_buffer: int,
-        seed: int,
-        drafts: int | None = None,
-    ):
-        self.sequences, self.loss_mask, self.seed, self.drafts = sequences, loss_mask, seed, drafts
-        self.together = max(1, shuffle_buffer // batch_size)  # steps that shuffle their tokens among each other
-        generator, self.steps = torch.Generator().manual_seed(seed), []
-        for _ in range(epochs):
-            order = torch.randperm(len(sequences), generator=generator)
-            self.steps += [batch.tolist() for batch in order.split(batch_size)]
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def lessons(self, teacher: Teacher, first: int = 0) -> Iterator[Lesson | None]:
-        """This process's share of every step from number `first` on; None where it has none.
-
-        Steps that shuffle their tokens are taught together, also where `first` lies among them.
-        """
-        state = PartialState()
-        for start in range(first // self.together * self.together, len(self), self.together):
-            group = self.steps[start : start + self.together]
-            shares = [batch[state.process_index :: state.num_processes] for batch in group]
-            parts = [teacher.outputs(*self._texts(share)) for share in shares if share]
-            outputs = TeacherOutputs.concatenate(parts) if parts else None
-            begins = None
-            if self.drafts is not None and parts:
-                begins = torch.cat([in_a_row(*self._texts(share), self.drafts + 1) for share in shares if share])
-            owners = torch.cat([torch.arange(len(batch)) % state.num_processes for batch in group])
-            sizes = torch.tensor([self._size(i) for batch in group for i in batch])
-            own = owners.repeat_interleave(sizes) == state.process_index  # [token]
-            place = own.cumsum(0) - 1  # of this process's tokens, in their outputs
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start)
-            order = torch.randperm(len(own), generator=generator).tensor_split(len(group))
-            for tokens in order[max(first - start, 0) :]:
-                mine = place[tokens[own[tokens]]]
-                if begins is not None:
-                    mine = mine[begins[mine]]
-                yield self._lesson(outputs, mine.to(outputs.argmax.device)) if len(mine) else None
-
-    def _lesson(self, outputs: TeacherOutputs, rows: Tensor) -> Lesson:
-        if self.drafts is None:
-            return Lesson((outputs.select(rows),))
-        return Lesson(tuple(outputs.select(rows + 1 + i) for i in range(self.drafts)), outputs.final[rows])
-
-    def _texts(self, numbers: list[int]) -> tuple[list[Tensor], list[Tensor] | None]:
-        loss_mask = None if self.loss_mask is None else [self.loss_mask[i] for i in numbers]
-        return [self.sequences[i] for i in numbers], loss_mask
-
-    def _size(self, number: int) -> int:
-        return len(self.sequences[number]) if self.loss_mask is None else int(self.loss_mask[number].sum())
-
-
-def in_a_row(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None, n: int) -> Bool[Tensor, " token"]:
-    """For each row of `Teacher.outputs` whether n rows from it on are positions that follow each other in one text."""
-    found = []
-    for i, sequence in enumerate(sequences):
-        counts = torch.ones(len(sequence), dtype=torch.bool) if loss_mask is None else loss_mask[i].bool()
-        whole = F.pad(counts, (0, n - 1)).unfold(0, n, 1).all(-1)
-        found.append(whole[counts])
-    return torch.cat(found)
-
-
-class Report:
-    """Rows of a table that grows, written to files as they come.
-
-    Args:
-        rows: the table so far, of which a resumed run has some; `add` appends to it.
-        log: file for one JSON object a row, made anew; None for none.
-        tensorboard: folder for TensorBoard's event files, a curve for each measured column and depth; None for none.
-        writes: whether this process writes files at all.
-    """
-
-    def __init__(self, rows: list[dict], log: str | Path | None, tensorboard: str | Path | None, writes: bool):
-        self.rows, self.log, self.board = rows, None, None
-        if log is not None and writes:
-            Path(log).parent.mkdir(parents=True, exist_ok=True)
-            self.log = open(log, "w", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-        if tensorboard is not None and writes:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(tensorboard, purge_step=rows[-1]["step"] + 1 if rows else None)
-        self._write(rows, again=True)
-
-    def __enter__(self) -> "Report":
-        return self
-
-    def __exit__(self, *_) -> None:
-        for file in (self.log, self.board):
-            if file is not None:
-                file.close()
-
-    def add(self, rows: list[dict]) -> None:
-        """Appends rows with the keys step, depth, loss, agreement, and whatever else."""
-        self.rows += rows
-        self._write(rows)
-
-    def _write(self, rows: list[dict], again: bool = False) -> None:
-        if self.log is not None:
-            self.log.writelines(json.dumps(row) + "\n" for row in rows)
-            self.log.flush()
-        if self.board is not None and not again:
-            for row in rows:
-                for name in ("loss", "agreement"):
-                    self.board.add_scalar(f"{name}/depth {row['depth']}", row[name], row["step"])

@@ -26,6 +26,9 @@ def decoders(model, heads, fused, traces: pd.DataFrame, fused_traces: pd.DataFra
         eelib.calibrate(traces, "entropy", 0.7), 4, back_off=False, deepest=heads.depths[0]
     )
     shallow = eelib.calibrate(fused_traces, "max_prob", 0.6)
+    alone, both = (
+        eelib.Confidence.from_calibration(shallow, 3, back_off=False, lookup=more) for more in (None, lookup)
+    )
 
     def theirs(pack: bool, **more):
         def decode(prompt):
@@ -45,13 +48,9 @@ def decoders(model, heads, fused, traces: pd.DataFrame, fused_traces: pd.DataFra
         "lookup": ours(lookup),
         "mlp heads": ours(deep, heads),
         "fused heads, always two": ours(eelib.FixedExit(fused.depths[0], 2), fused),
-        "fused heads": ours(eelib.Confidence.from_calibration(shallow, 3, back_off=False), fused),
-        "fused heads, lookup": ours(
-            eelib.Confidence.from_calibration(shallow, 3, back_off=False, lookup=lookup), fused
-        ),
-        "fused heads, lookup, exact": ours(
-            eelib.Confidence.from_calibration(shallow, 3, back_off=False, lookup=lookup), fused, exact=True
-        ),
+        "fused heads": ours(alone, fused),
+        "fused heads, lookup": ours(both, fused),
+        "fused heads, lookup, exact": ours(both, fused, exact=True),
     }
 
 

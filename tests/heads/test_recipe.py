@@ -44,6 +44,7 @@ def test_settings_can_be_changed_and_mistakes_are_named(file):
         ({"head": {}}, "something else than a recipe"),
         ({"heads": {"kind": "magic"}}, "Unknown kind"),
         ({"fused": {"width": 0}}, "width=0"),
+        ({"fused": {"kind": "mlp"}}, "in `fused` no other kind"),
         ({"training": {"epochs": 0}}, "epochs=0"),
     ):
         with pytest.raises(InvalidInputError, match=message):

@@ -12,8 +12,9 @@ import eelib
 from eelib.backbone.teacher import Teacher, TeacherOutputs
 from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
 from eelib.heads import training
+from eelib.heads.lessons import Batches
 from eelib.heads.loss import LIKELIEST, DistillationLoss
-from eelib.heads.training import Batches, smooth_report
+from eelib.heads.report import smooth_report
 
 CONFIG = eelib.TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, checkpoint_every=2, log_every=1)
 
