@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl
 
-.PHONY: help paper paper-full test test-slow bench bench-heads bench-predictions bench-drafts bench-step lab lint
+.PHONY: help paper paper-full test test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,7 +28,10 @@ test: $(READY) $(OFFLINE)  ## run the tests
 test-slow: $(READY) $(OFFLINE)  ## run the long checks
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
+bench: $(READY) $(OFFLINE)  ## print ways of decoding beside each other, as ratios, after make paper
+	@$(BIN)/python tests/bench/decoding.py $(ARGS)
+
+bench-engine: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
 	@$(BIN)/python tests/bench/engine.py $(ARGS)
 
 bench-heads: $(READY) $(OFFLINE)  ## print what making heads costs, as ratios (ARGS="generation training recipes")
@@ -37,11 +40,11 @@ bench-heads: $(READY) $(OFFLINE)  ## print what making heads costs, as ratios (A
 bench-predictions: $(READY) $(OFFLINE)  ## print how well speed is predicted, also beside a busy process
 	@$(BIN)/python tests/bench/predictions.py $(ARGS)
 
-bench-drafts: $(READY) $(OFFLINE)  ## print what drafts by heads and by lookup bring, as ratios, after make paper
-	@$(BIN)/python tests/bench/drafts.py $(ARGS)
-
 bench-step: $(READY) $(OFFLINE)  ## print where the time of one step goes
 	@$(BIN)/python tests/bench/step.py $(ARGS)
+
+check-gpu: $(READY) $(OFFLINE)  ## print what holds on this machine's accelerator; runs on a CPU too (ARGS=--small)
+	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)

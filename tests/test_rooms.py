@@ -12,7 +12,7 @@ from tiny import PROJECT
 import eelib
 
 CORE = (
-    "errors statistics workspace timing packaged backbone corpus heads confidence calibration decoding".split()
+    "errors settings statistics workspace timing packaged backbone corpus heads confidence calibration decoding".split()
 )  # fmt: skip
 WORKBENCH = ("evaluation", "baselines")
 ROOMS = [*CORE, *WORKBENCH, "plotting"]

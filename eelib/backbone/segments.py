@@ -5,20 +5,24 @@ the blocks' places, and a model whose parts do not add up to its own logits is r
 """
 
 import hashlib
+import operator
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import align_module_device
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.probing import Recorder, Tap, find_parts, with_parts
-from eelib.errors import InvalidInputError, ModelError
+from eelib.errors import InvalidInputError, ModelError, UnsupportedError
+from eelib.settings import COUNT, Number
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,73 @@ class Span:
     calls: list[tuple[tuple, dict[str, Any]]]
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Where a model's positions depend on how long the text is.
+
+    kind: of rotary table ("longrope", "dynamic"). same_up_to: positions of a text up to which they do not depend on it.
+    same_beyond: whether those of any longer text are the same again.
+    """
+
+    kind: str
+    same_up_to: int
+    same_beyond: bool
+
+
+def _lengths_of_positions(config: PreTrainedConfig) -> Lengths | None:
+    """None where positions never depend on the length."""
+    given = getattr(config, "rope_parameters", None) or {}
+    found = []
+    for table in [given] if "rope_type" in given else [t for t in given.values() if isinstance(t, dict)]:
+        kind = table.get("rope_type") or ""
+        if kind == "longrope":
+            limit = table.get("original_max_position_embeddings") or config.original_max_position_embeddings
+            found.append(Lengths(kind, limit, same_beyond=True))
+        elif "dynamic" in kind:
+            found.append(Lengths(kind, config.max_position_embeddings, same_beyond=False))
+    return min(found, key=lambda lengths: lengths.same_up_to, default=None)
+
+
+def check_mode(model: PreTrainedModel) -> None:
+    """Raises InvalidInputError for a model in training mode that draws dropout: what it says is chance's."""
+    config = model.config.get_text_config().to_dict()
+    rates = [value for name, value in config.items() if "drop" in name and isinstance(value, float)]
+    if model.training and any(rate > 0 for rate in rates):
+        raise InvalidInputError("The model is in training mode and draws dropout: call model.eval() first.")
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside what `torch.compile`, PEFT or data parallelism wraps it in; adapters stay in it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    inside = model
+    for _ in range(4):
+        if isinstance(inside, PreTrainedModel):
+            return inside
+        if hasattr(inside, "get_base_model"):
+            inside = inside.get_base_model()
+        else:
+            inside = getattr(inside, "_orig_mod", getattr(inside, "module", None))
+    raise ModelError(f"A {type(model).__name__}: expected a causal language model of transformers.")
+
+
+def _adapters(model: PreTrainedModel) -> list[str]:
+    """Which of PEFT's adapters, if any, take part in the model's passes right now."""
+    return [
+        f"{name}: {module.active_adapters}"
+        for name, module in model.named_modules()
+        if getattr(module, "active_adapters", None) and getattr(module, "disable_adapters", None) is False
+        and isinstance(module.active_adapters, list)
+    ]  # fmt: skip
+
+
+def _parts_of(model: PreTrainedModel) -> tuple:
+    """All that probing looked at: another one in a place shows. Not the model itself, which is not to be kept alive."""
+    return (model.config, *(module for module in model.modules() if module is not model))
+
+
 def pad(
     sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None
 ) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
@@ -49,17 +120,24 @@ def pad(
 class Backbone:
     """A causal language model, its blocks callable one segment at a time. The model itself is never changed.
 
-    Get one with `Backbone.of(model)`: probing costs a few forward passes, so it is done once per model.
+    Get one with `Backbone.of(model)`: probing costs a few forward passes, so it is done once per model, and again
+    where a part of it was replaced. Threads may share one: what runs the model's own code around the blocks waits
+    for its turn.
 
     Raises:
         ModelError: the model cannot be cut; the message says what was found.
     """
 
     _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
+    _probing: ClassVar = threading.RLock()
 
     def __init__(self, model: PreTrainedModel):
+        check_mode(model)
         parts = find_parts(model)
-        self._model, self._parts = weakref.ref(model), parts
+        self._model, self._parts, self._probed = weakref.ref(model), parts, _parts_of(model)
+        self._turn = threading.RLock()
+        self._known_as: dict[str, str] = {}  # fingerprints of the same checkpoint in another type
+        self.lengths = _lengths_of_positions(model.config.get_text_config())
         self.blocks, self.final_norm, self.unembedding = parts.blocks, parts.final_norm, parts.unembedding
         self.hidden_size = parts.hidden_size
         self._recorders = [Recorder(block, parts.n_returned) for block in parts.blocks]
@@ -72,10 +150,16 @@ class Backbone:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Backbone":
-        """The model's backbone, probed at the first call and remembered as long as the model lives."""
-        if model not in cls._known:
-            cls._known[model] = cls(model)
-        return cls._known[model]
+        """The model's backbone, probed at the first call and remembered as long as the model lives and has the same
+        parts. Of a wrapped model (`torch.compile`, PEFT, data parallel) it is the wrapped one's."""
+        model = unwrapped(model)
+        with cls._probing:
+            known = cls._known.get(model)
+            parts = _parts_of(model)
+            same = known is not None and len(parts) == len(known._probed)
+            if not same or not all(map(operator.is_, parts, known._probed)):
+                known = cls._known[model] = cls(model)
+            return known
 
     @property
     def model(self) -> PreTrainedModel:
@@ -90,6 +174,14 @@ class Backbone:
         return self.unembedding.weight.shape[0]
 
     @property
+    def n_tokens(self) -> int:
+        """How many token ids the model takes; the embedding may have more rows than the unembedding."""
+        try:
+            return self.model.get_input_embeddings().weight.shape[0]
+        except (NotImplementedError, AttributeError):  # a model that does not say which they are
+            return self.vocab_size
+
+    @property
     def context_length(self) -> int | None:
         """Most positions that the model was made for, or None where its config names no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -99,17 +191,27 @@ class Backbone:
 
         The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are the
         model's own. Where gradients are on they reach the embedding too.
+
+        Raises:
+            UnsupportedError: several texts at once, so long that the model's positions depend on the longest of them.
         """
-        try:
-            if cache is not None:
-                cache.reported = start
-            self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
-        finally:
-            if cache is not None:
-                cache.reported = None
-        calls = [recorder.call for recorder in self._recorders]
-        for recorder in self._recorders:
-            recorder.call = None
+        if input_ids.shape[0] > 1 and self.lengths is not None and start + input_ids.shape[1] > self.lengths.same_up_to:
+            raise UnsupportedError(
+                f"Texts of {start + input_ids.shape[1]} tokens in one batch: beyond {self.lengths.same_up_to} this "
+                f"model's positions ({self.lengths.kind}) depend on the longest text beside it. Give one text at a "
+                "time (batch_size=1), or shorter ones."
+            )
+        with self._turn:
+            try:
+                if cache is not None:
+                    cache.reported = start
+                self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
+            finally:
+                if cache is not None:
+                    cache.reported = None
+            calls = [recorder.call for recorder in self._recorders]
+            for recorder in self._recorders:
+                recorder.call = None
         return Span(start, input_ids.shape[1], calls[0][0], [(args, kwargs) for _, args, kwargs in calls])
 
     def run(
@@ -153,15 +255,16 @@ class Backbone:
         rows = given.reshape(-1, 1, given.shape[-1])
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
         recorder = self._recorders[-1]
-        recorder.state = rows if state is not None else rows.new_zeros(*rows.shape[:2], self.hidden_size)
-        self._tap.logits = rows if logits is not None else None
-        try:
-            output = self._around(input_ids=ids, use_cache=False).logits
-            found = output if logits is not None else self._tap.given
-        finally:
-            recorder.state = self._tap.logits = self._tap.given = None
-            for recorder in self._recorders:
-                recorder.call = None
+        with self._turn:
+            recorder.state = rows if state is not None else rows.new_zeros(*rows.shape[:2], self.hidden_size)
+            self._tap.logits = rows if logits is not None else None
+            try:
+                output = self._around(input_ids=ids, use_cache=False).logits
+                found = output if logits is not None else self._tap.given
+            finally:
+                recorder.state = self._tap.logits = self._tap.given = None
+                for recorder in self._recorders:
+                    recorder.call = None
         return found.reshape(*given.shape[:-1], found.shape[-1])
 
     @torch.no_grad()
@@ -184,11 +287,12 @@ class Backbone:
         Raises:
             InvalidInputError: they don't.
         """
-        if isinstance(depths, int):
-            depths = [round(self.n_blocks * (i + 1) / (depths + 1)) for i in range(depths)]
-        depths = tuple(depths)
-        if not depths or any(not isinstance(d, int) or isinstance(d, bool) for d in depths):
-            raise InvalidInputError(f"depths={list(depths)}: expected at least one whole number.")
+        if np.ndim(depths) == 0:
+            n = COUNT("depths", depths)
+            depths = [round(self.n_blocks * (i + 1) / (n + 1)) for i in range(n)]
+        depths = tuple(Number(whole=True)("depths", depth) for depth in depths)
+        if not depths:
+            raise InvalidInputError("depths=[]: expected at least one number of blocks.")
         if list(depths) != sorted(set(depths)) or depths[0] < 1 or depths[-1] >= self.n_blocks:
             raise InvalidInputError(
                 f"depths={list(depths)}: expected ascending numbers of blocks between 1 and {self.n_blocks - 1} "
@@ -196,9 +300,30 @@ class Backbone:
             )
         return depths
 
+    def state(self) -> list:
+        """What shows that a weight was written to since, without reading them all: torch's count of changes, a sketch
+        of the values, and which adapters take part."""
+        tensors = [parameter.detach() for parameter in self.model.parameters()]
+        counts = [(t.data_ptr(), t._version) for t in tensors if not t.is_inference()]
+        return [*counts, *self.sketch(), *_adapters(self.model)]
+
+    def sketch(self) -> list[float]:
+        """The middle value of every parameter that is in memory: what tells checkpoints apart, to the rounding of a
+        type."""
+        tensors = [parameter.detach() for parameter in self.model.parameters() if parameter.device.type != "meta"]
+        return torch.stack([t.flatten()[t.numel() // 2].float() for t in tensors]).tolist()
+
+    def recognise(self, fingerprint: str, sketch: Sequence[float]) -> None:
+        """Takes over the fingerprint of the same checkpoint in another type, where their sketches are equal up to the
+        rounding of bfloat16 and to the least that float16 holds. A fingerprint is the same in float32 and bfloat16; in
+        float16, values round twice."""
+        own = self.sketch()
+        if len(own) == len(sketch) and np.allclose(own, sketch, rtol=2**-8, atol=2**-14):
+            self._known_as[self.fingerprint()] = fingerprint
+
     def fingerprint(self) -> str:
         """SHA-256 over unembedding, final norm and a sample of every tensor, the same for each dtype of one model."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256("".join(_adapters(self.model)).encode())
         whole = {id(p) for module in (self.unembedding, self.final_norm) for p in module.parameters()}
         for name, parameter in sorted(self.model.named_parameters()):
             path, _, own_name = name.rpartition(".")
@@ -209,7 +334,7 @@ class Backbone:
                 values = values[:: max(1, values.numel() // 1024)]
             digest.update(name.encode())
             digest.update(values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()
+        return self._known_as.get(digest.hexdigest(), digest.hexdigest())
 
     @torch.no_grad()
     def _check(self) -> None:

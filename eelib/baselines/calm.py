@@ -29,6 +29,7 @@ from eelib.decoding.policies import Policy
 from eelib.decoding.session import Session
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
+from eelib.settings import COUNT, Number, settle
 
 CONFIDENCES = ("softmax", "saturation", "classifier")
 """softmax: p(1) - p(2). saturation: the cosine of the state with that at the exit before (the first exit has none).
@@ -49,6 +50,7 @@ class CALM(Policy):
     classifiers: Mapping[int, Pipeline] | None = None
 
     def __post_init__(self):
+        settle(self, length=COUNT, decay=Number(least=0))
         if self.confidence not in CONFIDENCES:
             raise InvalidInputError(
                 f"Unknown confidence {self.confidence!r}: expected one of {', '.join(CONFIDENCES)}."

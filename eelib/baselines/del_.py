@@ -8,8 +8,8 @@ import torch
 from eelib.decoding.frontier import Frontier
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import Session
-from eelib.errors import InvalidInputError
 from eelib.evaluation.weight_reads import WeightReads
+from eelib.settings import COUNT, Number, settle
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class DEL(Policy):
     memory: float = 0.95
 
     def __post_init__(self):
-        if not 0 < self.memory <= 1:
-            raise InvalidInputError(f"memory={self.memory}: expected a share above 0, up to 1.")
+        settle(self, n_blocks=COUNT, max_draft=COUNT, memory=Number(above=0, most=1))
 
     def exit_depths(self, head_depths):
         return tuple(head_depths)
@@ -77,7 +76,7 @@ class DELSession(Session):
     """Verified decoding that asks every exit for its shadow tokens after each verification, and charges for it."""
 
     def make_frontier(self, capacity):
-        return _Recording(self.backbone, self.exit_depths, capacity, self.call.exact)
+        return _Recording(self.backbone, self.exit_depths, capacity, self.exact)
 
     def verify(self, prefix):
         logits = super().verify(prefix)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from eelib.confidence.metrics import confidence
 from eelib.decoding.policies import FixedExit
-from eelib.errors import InvalidInputError
+from eelib.settings import SHARE, settle
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class DraftVerify(FixedExit):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("target", "start_at", "step", "memory", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a number from 0 to 1.")
+        settle(self, **dict.fromkeys(("target", "start_at", "step", "memory", "smoothing"), SHARE))
 
     def start(self, prompt, head_depths):
         return {"threshold": self.start_at, "acceptance": self.target}

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from eelib.backbone.segments import Backbone, pad
 from eelib.errors import CorpusError, InvalidInputError, TrainingError
 from eelib.heads.training import Report
+from eelib.settings import COUNT, POSITIVE, SEED, SHARE, Number, flag, settle
 
 CURRICULA = ("rotational", "gradual")
 
@@ -60,17 +61,9 @@ class LayerSkipConfig:
     def __post_init__(self):
         if self.curriculum not in CURRICULA:
             raise InvalidInputError(f"Unknown curriculum {self.curriculum!r}: expected one of {', '.join(CURRICULA)}.")
-        for name in ("steps", "batch_size", "rotation"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInputError(f"{name}={value!r}: expected a positive whole number.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
-        for name, end in (("warmup", "below 1"), ("p_max", "below 1"), ("e_scale", "1")):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (value == 1 and end != "1"):
-                raise InvalidInputError(f"{name}={value}: expected a number from 0 to {end}.")
+        below_1 = Number(least=0, below=1)
+        settle(self, steps=COUNT, batch_size=COUNT, rotation=COUNT, seed=SEED, from_scratch=flag)
+        settle(self, learning_rate=POSITIVE, max_grad_norm=POSITIVE, warmup=below_1, p_max=below_1, e_scale=SHARE)
 
 
 def dropout_rates(config: LayerSkipConfig, n_blocks: int, step: int) -> Float[np.ndarray, " block"]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from eelib.decoding.policies import Policy, check_positive
+from eelib.decoding.policies import Policy
 from eelib.errors import InvalidInputError
+from eelib.settings import COUNT, settle
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class SkipDecode(Policy):
     max_draft: int = 4
 
     def __post_init__(self):
-        for name in ("max_depth", "min_depth", "length", "max_draft"):
-            check_positive(name, getattr(self, name))
+        settle(self, **dict.fromkeys(("max_depth", "min_depth", "length", "max_draft"), COUNT))
         if self.min_depth > self.max_depth:
             raise InvalidInputError(f"min_depth={self.min_depth} is more than max_depth={self.max_depth}.")
 

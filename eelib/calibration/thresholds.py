@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ from eelib.calibration.risk_control import control_risk
 from eelib.confidence.metrics import check_thresholds
 from eelib.confidence.separation import curve_of
 from eelib.errors import InvalidInputError
+from eelib.settings import Number, settle
 from eelib.statistics import mean_interval, ratio_interval
 from eelib.workspace import atomic_write
 
 METHODS = ("empirical", "cascade", "risk")
+_CHANCE = Number(above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Calibration:
     heads_fingerprint: str | None = None
 
     def __post_init__(self):
-        _check_promise(self.epsilon, self.method, self.target)
+        settle(self, epsilon=_CHANCE, delta=replace(_CHANCE, optional=True))
+        _check_promise(self.method, self.target)
         if len(self.thresholds) != len(self.depths):
             raise InvalidInputError(
                 f"{len(self.thresholds)} thresholds for heads at depths {list(self.depths)}: expected one, or None, "
@@ -147,10 +150,11 @@ def calibrate(
         InvalidInputError: ε or δ outside (0, 1), an unknown metric, method or target, or traces that are none.
         CorpusError: empty traces, or for `risk` without a path fewer than two sequences.
     """
-    _check_promise(epsilon, method, target)
+    epsilon, delta = _CHANCE("epsilon", epsilon), replace(_CHANCE, optional=True)("delta", delta)
+    _check_promise(method, target)
     if method != "risk" and (delta is not None or path is not None):
         raise InvalidInputError(f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path.")
-    if method == "risk" and not (isinstance(delta, float) and 0 < delta < 1):
+    if method == "risk" and delta is None:
         raise InvalidInputError(f"delta={delta!r}: the method 'risk' takes a chance of failure, such as 0.05.")
     tokens, options = HeadScores.of(traces, metric), {}
     if method == "risk":
@@ -176,9 +180,7 @@ def find_thresholds(
     return tuple(_fitted(tokens, target, epsilon, in_order=method == "cascade")), None, None
 
 
-def _check_promise(epsilon: float, method: str, target: str) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise InvalidInputError(f"epsilon={epsilon!r}: expected a target agreement between 0 and 1, such as 0.9.")
+def _check_promise(method: str, target: str) -> None:
     if method not in METHODS:
         raise InvalidInputError(f"Unknown calibration method {method!r}: expected one of {', '.join(METHODS)}.")
     if target not in TARGETS:

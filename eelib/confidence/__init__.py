@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["metrics", "traces", "separation", "combined"],
     submod_attrs={
         "metrics": ["METRICS", "confidence", "known_metrics", "register_metric"],
-        "traces": ["record_traces"],
+        "traces": ["record_traces", "record_traces_of"],
         "separation": [
             "compare_separation",
             "density_table",

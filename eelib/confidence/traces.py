@@ -1,6 +1,7 @@
 """Traces: what every head would have said at every position of a text, beside what the model says."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -10,17 +11,17 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.backbone.segments import Backbone, pad
+from eelib.backbone.segments import Backbone, check_mode, pad
+from eelib.backbone.tokens import sequences_of
 from eelib.confidence.metrics import confidence, known_metrics
 from eelib.errors import CorpusError
 from eelib.heads.exit_heads import ExitHeads
 
 
-@torch.no_grad()
 def record_traces(
     model: PreTrainedModel,
     heads: ExitHeads,
-    sequences: Sequence[Tensor],
+    sequences: Any,
     *,
     loss_mask: Sequence[Tensor] | None = None,
     draft: int = 1,
@@ -33,35 +34,56 @@ def record_traces(
     model's); head_token (-1 where it declines); teacher_token. A calibration takes over `attrs["heads_fingerprint"]`.
 
     Args:
-        sequences: 1-D LongTensors, one a document; fed as they are, so drafts never condition on drafts.
+        sequences: token ids, one document each, as tensors [position], arrays, lists, or what a tokenizer returns; fed
+            as they are, so drafts never condition on drafts.
         loss_mask: for each sequence a mask [position] of the positions to record (`Corpus.loss_mask`); None for all.
         draft: heads of kind `fused` answer as when this is the first, second, ... draft in a row: behind the first one
             with their own guess in place of what the unembedding read. The others always answer alike.
 
     Raises:
-        CorpusError: no sequences.
+        CorpusError: no sequences. InvalidInputError: something else than token ids, or a model in training mode.
     """
+    asked = [(heads, draft)]
+    (traces,) = record_traces_of(model, asked, sequences, loss_mask=loss_mask, batch_size=batch_size)
+    return traces
+
+
+@torch.no_grad()
+def record_traces_of(
+    model: PreTrainedModel,
+    asked: Sequence[tuple[ExitHeads, int]],
+    sequences: Any,
+    *,
+    loss_mask: Sequence[Tensor] | None = None,
+    batch_size: int = 8,
+) -> list[pd.DataFrame]:
+    """The traces of several heads in one pass of the model: a table for each pair of heads and draft, as
+    `record_traces` takes and returns them."""
+    backbone = Backbone.of(model)
+    check_mode(backbone.model)
+    sequences = sequences_of(sequences, backbone.n_tokens)
     if not sequences:
         raise CorpusError("No sequences to record traces of.")
-    backbone, tables = Backbone.of(model), []
+    depths = sorted({depth for heads, _ in asked for depth in heads.depths} | {backbone.n_blocks})
+    tables: list[list[pd.DataFrame]] = [[] for _ in asked]
     for start in tqdm(range(0, len(sequences), batch_size), desc="recording traces", unit="batch"):
         batch = sequences[start : start + batch_size]
         tokens, real = pad(batch, None if loss_mask is None else loss_mask[start : start + batch_size])
-        states = backbone.states(tokens.to(model.device), [*heads.depths, backbone.n_blocks])
+        states = backbone.states(tokens.to(model.device), depths)
         real = real.to(model.device)
-        teacher_token = backbone.unembed(states[backbone.n_blocks][real]).argmax(-1)
+        final = states[backbone.n_blocks][real].split(_rows_at_once(backbone))
+        teacher_token = torch.cat([backbone.unembed(part).argmax(-1) for part in final])
         row, position = real.nonzero(as_tuple=True)
-        for head, depth in enumerate(heads.depths):
-            previous = None
-            if heads.reads_previous:
-                previous = _one_back(backbone.normalise(states[backbone.n_blocks]))
-                for _ in range(draft - 1):
-                    previous = _one_back(heads.final(depth, states[depth], previous))
-                previous = previous[real]
-            columns = _read(heads, depth, states[depth][real], previous)
-            columns |= {"sequence": row + start, "position": position, "teacher_token": teacher_token}
-            table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
-            tables.append(table.assign(head=head, depth=depth))
+        shared = {"sequence": row + start, "position": position, "teacher_token": teacher_token}
+        for (heads, draft), found in zip(asked, tables, strict=True):
+            for head, depth in enumerate(heads.depths):
+                columns = _read(heads, depth, states[depth][real], _previous(heads, depth, states, draft, real))
+                table = pd.DataFrame({name: column.cpu().numpy() for name, column in (columns | shared).items()})
+                found.append(table.assign(head=head, depth=depth))
+    return [_in_order(found, heads) for (heads, _), found in zip(asked, tables, strict=True)]
+
+
+def _in_order(tables: list[pd.DataFrame], heads: ExitHeads) -> pd.DataFrame:
     traces = pd.concat(tables, ignore_index=True)
     traces["agrees"] = traces.head_token == traces.teacher_token
     order = ["sequence", "position", "head", "depth", *known_metrics(), "agrees", "head_token", "teacher_token"]
@@ -70,16 +92,29 @@ def record_traces(
     return traces
 
 
+def _previous(heads: ExitHeads, depth: int, states: dict[int, Tensor], draft: int, real: Tensor) -> Tensor | None:
+    """For heads that read it: what the unembedding read one position back, or what they would have put in its place."""
+    if not heads.reads_previous:
+        return None
+    previous = _one_back(heads.backbone.normalise(states[heads.backbone.n_blocks]))
+    for _ in range(draft - 1):
+        previous = _one_back(heads.final(depth, states[depth], previous))
+    return previous[real]
+
+
 def _one_back(final: Float[Tensor, "batch position width"]) -> Tensor:
     """For each position what is at the one before it; nothing at all before the first."""
     return F.pad(final[:, :-1], (0, 0, 1, 0))
 
 
-def _read(
-    heads: ExitHeads, depth: int, hidden: Tensor, previous: Tensor | None, logits_at_once: int = 2**26
-) -> dict[str, Tensor]:
+def _rows_at_once(backbone: Backbone) -> int:
+    """So many rows that their logits, and what is computed from them on the way, stay at some 300 MB."""
+    return max(1, 2**24 // backbone.vocab_size)
+
+
+def _read(heads: ExitHeads, depth: int, hidden: Tensor, previous: Tensor | None) -> dict[str, Tensor]:
     """Scores and token of one head for states [token, hidden], a chunk at a time to bound the memory."""
-    chunks, rows = [], max(1, logits_at_once // heads.backbone.vocab_size)
+    chunks, rows = [], _rows_at_once(heads.backbone)
     parts = hidden.split(rows)
     for part, before in zip(parts, [None] * len(parts) if previous is None else previous.split(rows), strict=True):
         logits = heads.logits(depth, part, before)

@@ -73,6 +73,8 @@ def answers(
         next token is the model's, but for the last, which has no next token here.
     """
     sequences, spoken = [], []
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     for start in range(0, len(texts), batch_size):
         prompts = [as_prompt(text, tokenizer)[0] for text in texts[start : start + batch_size]]
         width = max(map(len, prompts))
@@ -81,7 +83,7 @@ def answers(
         given = {"input_ids": padded.to(model.device), "attention_mask": mask.to(model.device)}
         out = model.generate(**given, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0)
         for prompt, row in zip(prompts, out[:, width:].tolist(), strict=True):
-            end = next((i + 1 for i, token in enumerate(row) if token == tokenizer.eos_token_id), len(row))
+            end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
             sequences.append(torch.cat([prompt, torch.tensor(row[:end])]))
             counts = torch.arange(len(sequences[-1])) >= len(prompt) - 1
             counts[-1] = False

@@ -21,6 +21,7 @@ from eelib.corpus.generation import generate_texts
 from eelib.corpus.prompts import Opening, given_prompts, invent_prompts, openings
 from eelib.corpus.reading import read_documents
 from eelib.errors import CorpusError, InvalidInputError
+from eelib.settings import COUNT, POSITIVE, SEED, Number, flag, settle
 from eelib.workspace import atomic_write
 
 LOSS_ON = ("answers", "words")
@@ -65,26 +66,23 @@ class CorpusConfig:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "temperatures", tuple(self.temperatures))
+        at_least_8 = Number(least=8, whole=True, optional=True)  # to fill three splits
+        settle(self, documents=at_least_8, length=Number(least=SHORTEST, whole=True), seed=SEED)
+        settle(self, prompt_length=COUNT, batch_size=COUNT, invent=flag, int8=flag, temperatures=_temperatures)
         if self.documents is None and self.source == "self":
             raise InvalidInputError("documents=None: a model writes without end, so say how many.")
-        if self.documents is not None and self.documents < 8:
-            raise InvalidInputError(f"documents={self.documents}: expected at least 8, to fill three splits.")
-        if self.length < SHORTEST:
-            raise InvalidInputError(f"length={self.length}: expected at least {SHORTEST} tokens.")
         if self.invent and self.prompts is None:
             raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
-        if not self.temperatures or not all(t >= 0 for t in self.temperatures):
-            raise InvalidInputError(f"temperatures={self.temperatures}: expected numbers from 0 (greedy) on.")
-        if not self.prompt_temperature > 0:
-            raise InvalidInputError(
-                f"prompt_temperature={self.prompt_temperature}: expected a positive number, or all texts are the same."
-            )
+        settle(self, prompt_temperature=POSITIVE)  # at 0 all texts would be the same
         if self.loss_on not in LOSS_ON:
             raise InvalidInputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSS_ON)}.")
-        for name in ("prompt_length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
+
+
+def _temperatures(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(Number(least=0)(name, value) for value in ([values] if np.ndim(values) == 0 else values))
+    if not values:
+        raise InvalidInputError(f"{name}=(): expected numbers from 0 (greedy) on.")
+    return values
 
 
 class Document(NamedTuple):
@@ -102,6 +100,12 @@ def write_documents(
     turns, state = Turns.of(tokenizer), PartialState()
     if len(turns.opening) + SHORTEST > config.length:
         raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
+    if not turns.to_model and config.prompts is None and config.prompt_length + 1 >= config.length:
+        raise CorpusError(
+            f"length={config.length}, prompt_length={config.prompt_length}: without a chat template the first "
+            "prompt_length tokens are the user's words, so nothing would be the model's. Give a greater length or a "
+            "smaller prompt_length."
+        )
     if scratch is None and state.num_processes > 1:
         raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
     given, most = [], config.length - len(turns.opening) - SHORTEST

@@ -1,5 +1,6 @@
 """Text that is not the model's own: a file of documents, or a dataset streamed from the Hub."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,8 @@ benchmark_prompts, questions and contexts of benchmarks that nothing is measured
 
 def read_documents(source: str) -> Iterator[str]:
     """The documents of a packaged source (`PACKAGED`), of a .jsonl file with a field "text", of a .txt file with blank
-    lines between them, or of a dataset that `datasets.load_dataset` knows (a Hub id or a folder), streamed. `~` and
-    `$VARIABLES` in a path are expanded.
+    lines between them (both in UTF-8, and compressed where the name ends in .gz), or of a dataset that
+    `datasets.load_dataset` knows (a Hub id or a folder), streamed. `~` and `$VARIABLES` in a path are expanded.
 
     Raises:
         CorpusError: it cannot be read, or holds something else.
@@ -44,25 +45,49 @@ def read_documents(source: str) -> Iterator[str]:
         yield from PACKAGED[source]()
         return
     path = expanded(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        for number, line in enumerate(_text(path).splitlines(), start=1):
-            try:
-                yield json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise CorpusError(f"{path}, line {number}: expected a JSON object with a field 'text'.") from error
-    elif path.suffix == ".txt" and path.is_file():
-        yield from (text for text in _text(path).split("\n\n") if text.strip())
-    elif path.suffix in (".txt", ".jsonl"):
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    if kind not in (".jsonl", ".txt"):
+        yield from _stream(str(path) if path.is_dir() else source)
+    elif not path.is_file():
         raise CorpusError(f"No file {source}.")
+    elif kind == ".jsonl":
+        for number, line in _lines(path):
+            if line.strip():
+                yield _field(path, number, line)
     else:
-        yield from _stream(source)
+        paragraph: list[str] = []
+        for _, line in (*_lines(path), (0, "")):
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield "\n".join(paragraph)
+                paragraph = []
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file in UTF-8, compressed by gzip where it ends in .gz, with their numbers from 1 on. Only a line
+    feed ends a line: other separators that Unicode knows may stand inside a JSON string."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    number = 0
     try:
-        return path.read_text(encoding="utf-8")
+        with opened(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is no text in UTF-8: {error}.") from error
+        raise CorpusError(f"{path}, line {number}: expected text in UTF-8 ({error}).") from error
+    except (OSError, EOFError) as error:
+        raise CorpusError(f"{path}, after line {number}: cannot be read ({error}).") from error
+
+
+def _field(path: Path, number: int, line: str) -> str:
+    """The text of one line of a .jsonl file."""
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CorpusError(f"{path}, line {number}: expected a JSON object with a field 'text'.") from error
+    if not isinstance(text, str):
+        raise CorpusError(f"{path}, line {number}: 'text' is {json.dumps(text)[:60]}, expected a string.")
+    return text
 
 
 def _stream(source: str) -> Iterator[str]:

@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "engine", "options", "session", "policies", "ngrams", "acceptance", "frontier", "bitwise", "lossless",
-        "monitor",
+        "engine", "options", "session", "policies", "ngrams", "acceptance", "branches", "frontier", "bitwise",
+        "lossless", "monitor",
     ],
     submod_attrs={
         "engine": ["custom_generate", "generate"],

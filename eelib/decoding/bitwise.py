@@ -62,9 +62,12 @@ class RowExact:
 
     @classmethod
     def of(cls, backbone: Backbone) -> "RowExact":
-        if backbone not in cls._known:
-            cls._known[backbone] = cls(backbone)
-        return cls._known[backbone]
+        """Probed at the first call, and anew for another type, device, attention or number of threads."""
+        model, of_backbone = backbone.model, cls._known.setdefault(backbone, {})
+        key = model.dtype, model.device, model.config._attn_implementation, torch.get_num_threads()
+        if key not in of_backbone:
+            of_backbone[key] = cls(backbone)
+        return of_backbone[key]
 
     def unembed(self, backbone: Backbone, hidden: Float[Tensor, "1 position hidden"]) -> Tensor:
         """The model's logits [1, position, vocab], each row's own."""

@@ -6,6 +6,7 @@ generation configs, logits processors and stopping criteria. What happens from t
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,6 +15,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from eelib.backbone.packing import packed
+from eelib.backbone.segments import Backbone, unwrapped
+from eelib.backbone.tokens import attention_mask, token_ids
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import DecodingCall, DecodingOutput, Session
@@ -24,12 +27,12 @@ from eelib.heads.exit_heads import ExitHeads
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
-    input_ids: Int[Tensor, "batch position"],
+    input_ids: Any,
     *,
     policy: Policy,
     heads: ExitHeads | None = None,
     verify: bool = True,
-    exact: bool = False,
+    exact: bool | None = None,
     streamer: BaseStreamer | None = None,
     session: Callable[[DecodingCall], Session] = Session,
     **generate_kwargs,
@@ -37,20 +40,24 @@ def generate(
     """Decodes one sequence with early exits, from packed weights where that is quicker (`eelib.backbone.packed`).
 
     Args:
+        model: of transformers, in evaluation mode; also one that is wrapped (`torch.compile`, PEFT).
+        input_ids: the prompt, [1, position]: a tensor, an array, a list, or what the tokenizer returns.
         policy: where to exit and when to stop drafting.
         heads: trained heads; None reads exits with the model's own norm and unembedding.
         verify: True: exits are drafts, and the output is the full model's own: the same tokens when greedy, the same
             distribution when sampling. False: an exited token is final.
         exact: verify with the bits that decoding one token at a time has (`eelib.decoding.bitwise`), so that also in
-            bfloat16 not even a near-tie falls the other way.
+            bfloat16 not even a near-tie falls the other way. None: in 16-bit types on a CPU, where that costs under
+            3% of a verification by this machine's clock; `stats.exact` says so.
         streamer: gets the prompt and each token once it is final, and `.end()` in any case.
         session: another way to go from token to token: a subclass of `Session`, as in `eelib.baselines`.
         generate_kwargs: transformers' own (max_new_tokens, do_sample, temperature, eos_token_id, stop_strings with
             tokenizer, attention_mask, logits_processor, stopping_criteria, generation_config, ...);
-            what is not given comes from `model.generation_config`. Processors must be functions of prefix and scores,
-            stopping criteria of the prefix: both are asked about drafts as well.
+            what is not given comes from `model.generation_config`. Processors and stopping criteria may keep a state:
+            drafts are asked of copies (`eelib.decoding.branches`).
 
     Raises:
+        InvalidInputError: a prompt, policy or heads that are none, or a model that draws dropout.
         UnsupportedError: an option that this engine does not offer. HeadsError: heads that do not fit model or policy.
         ModelError: a model that cannot be cut.
     """
@@ -59,7 +66,15 @@ def generate(
         made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
         return _decode(DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer), session)
 
-    return model.generate(input_ids, custom_generate=engine, **prepared(model, generate_kwargs))
+    try:
+        model, mask = unwrapped(model), attention_mask(input_ids)
+        if mask is not None:
+            generate_kwargs.setdefault("attention_mask", mask.to(model.device))
+        ids = token_ids(input_ids, vocab_size=Backbone.of(model).n_tokens).to(model.device)
+        return model.generate(ids, custom_generate=engine, **prepared(model, generate_kwargs))
+    finally:
+        if streamer is not None:
+            streamer.end()  # also where nothing was decoded: somebody may be waiting
 
 
 def custom_generate(
@@ -71,7 +86,7 @@ def custom_generate(
     heads: ExitHeads | None = None,
     policy: Policy | None = None,
     verify: bool = True,
-    exact: bool = False,
+    exact: bool | None = None,
     **model_kwargs,
 ):
     """For `model.generate(input_ids, custom_generate=eelib.custom_generate, heads=heads, policy=policy)`.

@@ -4,13 +4,24 @@ Blocks are cut at the exit depths into segments. A position that exits leaves it
 next time the segment above runs, it takes all that wait there in one call. No fed token passes a block twice.
 """
 
+import statistics
+import time
+import weakref
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.packing import packed
 from eelib.backbone.segments import Backbone, Span
 from eelib.decoding.bitwise import RowExact
+from eelib.errors import UnsupportedError
+
+AFFORDABLE = 0.03
+"""What bit-exact verification may cost, as a share of the usual one's time, to be the default."""
+
+_affordable: weakref.WeakKeyDictionary[Backbone, dict[int, bool]] = weakref.WeakKeyDictionary()
 
 
 class Frontier:
@@ -143,3 +154,39 @@ class Frontier:
             tokens = self._tokens[:, start : start + length]
             self._spans[start, length] = self.backbone.capture(tokens, start, self.cache)
         return self._spans[start, length]
+
+
+def exact_is_affordable(backbone: Backbone) -> bool:
+    """Whether `exact=None` verifies bit by bit: on a CPU, in 16-bit types, where outputs would differ without, if it
+    costs at most `AFFORDABLE`. That is found once, by timing this model with this many threads."""
+    model, threads = backbone.model, torch.get_num_threads()
+    if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    known = _affordable.setdefault(backbone, {})
+    if threads not in known:
+        known[threads] = _cost_of_exact(backbone) <= AFFORDABLE
+    return known[threads]
+
+
+@torch.no_grad()
+def _cost_of_exact(backbone: Backbone, rows: int = 4, prompt: int = 48, repeats: int = 7) -> float:
+    """How much longer it takes to verify some rows bit by bit than at once, as a share, medians of turns."""
+    try:
+        frontiers = [Frontier(backbone, (), prompt + rows, exact) for exact in (False, True)]
+    except UnsupportedError:
+        return float("inf")
+    tokens = torch.zeros(1, prompt + rows, dtype=torch.long)
+    seconds: tuple[list[float], list[float]] = [], []
+    with packed(backbone.model):
+        for turn in range(repeats):
+            for frontier, found in zip(frontiers, seconds, strict=True):
+                if not turn:
+                    frontier.feed(tokens[:, :prompt])
+                    frontier.complete()
+                frontier.feed(tokens[:, prompt:])
+                started = time.perf_counter()
+                frontier.unembed(frontier.complete())
+                found.append(time.perf_counter() - started)
+                frontier.roll_back(prompt)
+    usual, exact = (statistics.median(found[1:]) for found in seconds)
+    return exact / usual - 1

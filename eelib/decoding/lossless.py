@@ -1,15 +1,20 @@
 """Is the output the model's own? And where it is not: is the difference a near-tie of its two best tokens?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
+from eelib.backbone.segments import Backbone
+from eelib.backbone.tokens import sequences_of
+from eelib.decoding.branches import branch
 from eelib.decoding.engine import generate
+from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
 from eelib.heads.exit_heads import ExitHeads
 
@@ -26,29 +31,34 @@ def verify_lossless(
     model: PreTrainedModel,
     heads: ExitHeads | None,
     policy: Policy | Mapping[str, Policy],
-    prompts: Sequence[Tensor],
+    prompts: Any,
     *,
-    exact: bool = False,
+    exact: bool | None = None,
     **generate_kwargs,
 ) -> pd.DataFrame:
-    """Compares `eelib.generate` with the model's own greedy `generate`, prompt [1, position] by prompt.
+    """Compares `eelib.generate` with the model's own greedy `generate`, prompt by prompt.
 
     Args:
+        prompts: token ids of several prompts, as `eelib.generate` takes one.
         policy: one, or several by name, all compared with one and the same text of the model's own.
         exact: as in `eelib.generate`.
+        generate_kwargs: as in `eelib.generate`. Decoding is greedy unless `do_sample=True` is among them, whatever the
+            model's generation config says.
 
     Columns: prompt; policy; tokens (emitted by the model); equal; first_mismatch (index among the new tokens; -1 when
-    equal); gap (of the model's two best logits there, from a plain pass over the common prefix); rounding (one unit
+    equal); gap (of the model's two best scores there, after any logits processors); rounding (one unit
     of the type's rounding at the best logit's size); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding); drafted;
     accepted.
     """
     policies = policy if isinstance(policy, Mapping) else {repr(policy): policy}
+    options = {"do_sample": False, **generate_kwargs, "return_dict_in_generate": False}
     rows = []
-    for index, prompt in enumerate(tqdm(prompts, desc="comparing", unit="prompt")):
-        own = model.generate(prompt, **{"do_sample": False, **generate_kwargs})[0]
+    asked = [prompt[None].to(model.device) for prompt in sequences_of(prompts, Backbone.of(model).n_tokens)]
+    for index, prompt in enumerate(tqdm(asked, desc="comparing", unit="prompt")):
+        own = model.generate(prompt, **options)[0]
         for name, one in policies.items():
-            out = generate(model, prompt, heads=heads, policy=one, exact=exact, **generate_kwargs)
-            found = first_mismatch(model, prompt.shape[1], out.sequences[0], own)
+            out = generate(model, prompt, heads=heads, policy=one, exact=exact, **options)
+            found = first_mismatch(model, prompt.shape[1], out.sequences[0], own, **options)
             counts = {"drafted": out.stats.drafted, "accepted": out.stats.accepted}
             rows.append({"prompt": index, "policy": name, **found, **counts})
     return pd.DataFrame(rows)
@@ -56,26 +66,43 @@ def verify_lossless(
 
 @torch.no_grad()
 def first_mismatch(
-    model: PreTrainedModel, prompt_length: int, ours: Int[Tensor, " ours"], own: Int[Tensor, " own"]
+    model: PreTrainedModel,
+    prompt_length: int,
+    ours: Int[Tensor, " ours"],
+    own: Int[Tensor, " own"],
+    **generate_kwargs,
 ) -> dict[str, int | float | bool]:
     """Where two texts after one prompt part, and whether that is a near-tie; the columns of `verify_lossless`.
 
     Args:
         ours, own: prompt and new tokens; `own` is the model's.
+        generate_kwargs: what `own` was made with.
     """
     found = {"tokens": len(own) - prompt_length, "equal": torch.equal(ours, own)}
-    return found | _gap(model, prompt_length, ours, own)
+    return found | _gap(model, prompt_length, ours, own, generate_kwargs)
 
 
-def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor) -> dict:
+def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor, generate_kwargs: dict) -> dict:
     if torch.equal(ours, own):
         return {"first_mismatch": -1, "gap": float("nan"), "rounding": float("nan"), "near_tie": False}
     common = min(len(ours), len(own))
     differing = (ours[:common] != own[:common]).nonzero()
     at = differing[0].item() if len(differing) else common
-    logits = model(input_ids=own[None, :at]).logits[0, -1].float()
-    best = logits.topk(2).values
+    best = _scores(model, own[None, :prompt_length], own[None, :at], generate_kwargs).topk(2).values
     gap = (best[0] - best[1]).item()
     rounding = torch.finfo(model.dtype).eps * best[0].abs().item()
     near_tie = gap <= NEAR_TIE_ROUNDINGS * rounding
     return {"first_mismatch": at - prompt_length, "gap": gap, "rounding": rounding, "near_tie": near_tie}
+
+
+def _scores(model: PreTrainedModel, prompt: Tensor, prefix: Tensor, generate_kwargs: dict) -> Tensor:
+    """What the model chooses the token after a prefix [1, position] by, [vocab]: logits through its processors."""
+    backbone = Backbone.of(model)
+    logits = backbone.unembed(backbone.states(prefix, [backbone.n_blocks])[backbone.n_blocks][:, -1]).float()
+
+    def processors(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        return LogitsProcessorList(branch(logits_processor))
+
+    given = {name: value for name, value in generate_kwargs.items() if name != "streamer"}
+    made = model.generate(prompt, custom_generate=processors, **prepared(model, {"do_sample": False} | given))
+    return made(prefix, logits)[0]

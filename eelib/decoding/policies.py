@@ -17,6 +17,7 @@ from eelib.confidence.metrics import check_metric, confidence
 from eelib.decoding.ngrams import NGrams
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
+from eelib.settings import COUNT, SHARE, Number, flag, settle
 
 
 class Policy:
@@ -88,8 +89,7 @@ class FixedExit(Policy):
     draft_length: int
 
     def __post_init__(self):
-        check_positive("depth", self.depth)
-        check_positive("draft_length", self.draft_length)
+        settle(self, depth=COUNT, draft_length=COUNT)
 
     def exit_depths(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         if self.depth not in head_depths:
@@ -128,14 +128,9 @@ class Lookup(Policy):
     sizes: tuple[int, ...] = (4, 3, 2)
 
     def __post_init__(self):
-        check_positive("max_draft", self.max_draft)
-        object.__setattr__(self, "sizes", tuple(self.sizes))
+        settle(self, max_draft=COUNT, record=SHARE, sizes=lambda name, sizes: tuple(COUNT(name, n) for n in sizes))
         if not self.sizes:
             raise InvalidInputError("sizes=(): expected at least one length of a run of tokens.")
-        for size in self.sizes:
-            check_positive("sizes", size)
-        if isinstance(self.record, bool) or not 0 <= self.record <= 1:
-            raise InvalidInputError(f"record={self.record!r}: expected a share, from 0 to 1.")
 
     def start(self, prompt, head_depths):
         ngrams = NGrams(self.sizes)
@@ -195,11 +190,7 @@ class Confidence(Policy):
 
     def __post_init__(self):
         check_metric(self.metric)
-        object.__setattr__(self, "thresholds", tuple(self.thresholds))
-        for threshold in self.thresholds:
-            if threshold is not None and (isinstance(threshold, bool) or not threshold == threshold):
-                raise InvalidInputError(f"thresholds={list(self.thresholds)}: expected numbers or None.")
-        check_positive("max_draft", self.max_draft)
+        settle(self, thresholds=thresholds_or_none, max_draft=COUNT, back_off=flag)
 
     @classmethod
     def from_calibration(
@@ -314,7 +305,6 @@ def kept_policy(heads: ExitHeads) -> Policy:
     return {kind.__name__: kind for kind in _SAVED}[record["policy"]](**settings)
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raises InvalidInputError for anything but a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInputError(f"{name}={value!r}: expected a positive whole number.")
+def thresholds_or_none(name: str, values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """A number for each head, infinite ones too, or None."""
+    return tuple(Number(infinite=True, optional=True)(name, value) for value in values)

@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from eelib.backbone.segments import Backbone
+from eelib.backbone.segments import Backbone, check_mode
 from eelib.decoding.acceptance import Draft, Greedy, Sampling
-from eelib.decoding.frontier import Frontier
+from eelib.decoding.branches import branch
+from eelib.decoding.frontier import Frontier, exact_is_affordable
 from eelib.decoding.options import attended
-from eelib.decoding.policies import Policy
-from eelib.errors import HeadsError, UnsupportedError
+from eelib.decoding.policies import Never, Policy
+from eelib.errors import HeadsError, InvalidInputError, UnsupportedError
 from eelib.heads.exit_heads import ExitHeads
 
 _ROOM = 1024  # new tokens that the cache has room for at first; a longer text makes it grow
@@ -34,6 +35,7 @@ class DecodingStats:
     block_positions, block_calls: positions that passed each block, and in how many calls.
     head_positions: positions at which the head of each depth was asked, also when it declined.
     seconds: wall-clock, prefill included.
+    exact: whether verification had the bits of decoding one token at a time.
     """
 
     emitted: int
@@ -44,6 +46,7 @@ class DecodingStats:
     block_calls: tuple[int, ...]
     head_positions: dict[int, int]
     seconds: float
+    exact: bool = False
 
     @property
     def acceptance_rate(self) -> float:
@@ -81,7 +84,7 @@ class DecodingCall:
     logits_processor, stopping_criteria, generation_config: transformers' own.
     model_kwargs: what else transformers hands a custom `generate` (attention_mask, past_key_values, ...).
     verify: whether exits are drafts that the full model verifies, or final.
-    exact: whether verification has the bits of decoding one token at a time.
+    exact: whether verification has the bits of decoding one token at a time; None: where that costs next to nothing.
     streamer: gets the prompt and each token once it is final.
     """
 
@@ -94,7 +97,7 @@ class DecodingCall:
     generation_config: GenerationConfig
     model_kwargs: dict[str, Any]
     verify: bool = True
-    exact: bool = False
+    exact: bool | None = None
     streamer: BaseStreamer | None = None
 
 
@@ -118,13 +121,21 @@ class Session:
         call: what `generate` was given.
         backbone, frontier, policy: the frozen model, how far each position has got in it, and who decides.
         policy_state: the policy's own, of this call.
+        exact: whether verification has the bits of decoding one token at a time.
         exit_depths: where heads may be asked, ascending; `heads[depth]` is the one there.
         tokens: prompt and all final tokens, [1, position].
     """
 
     def __init__(self, call: DecodingCall):
         self.call, self.policy = call, call.policy
+        for name, kind in (("policy", Policy), ("heads", ExitHeads | None)):
+            if not isinstance(getattr(call, name), kind):
+                raise InvalidInputError(
+                    f"{name}={getattr(call, name)!r}: expected "
+                    + ("a policy, such as eelib.FixedExit(6, 4)." if name == "policy" else "ExitHeads, or None.")
+                )
         self.backbone = Backbone.of(call.model)
+        check_mode(call.model)
         self._read = attended(call.input_ids, call.generation_config, call.model_kwargs)
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
@@ -136,7 +147,11 @@ class Session:
                 "decode with verification, or train heads of another kind for early exit."
             )
         if call.heads is not None and call.heads.backbone is not self.backbone:
-            raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
+            raise HeadsError(
+                "These heads were loaded onto another model object, or parts of this one were replaced since: load "
+                "them onto this one, as it is now."
+            )
+        self._check_lengths()
         self.policy.check(call.heads)
         n_blocks = self.backbone.n_blocks
         head_depths = call.heads.depths if call.heads is not None else tuple(range(1, n_blocks))
@@ -145,9 +160,13 @@ class Session:
         lens = ExitHeads.init(call.model, lens_depths, "none") if lens_depths else None
         self.heads = {depth: lens if depth in lens_depths else call.heads for depth in self.exit_depths}
         self.rule = Sampling() if call.generation_config.do_sample else Greedy()
+        self._rules = call.logits_processor, call.stopping_criteria
         self._argmax_only = not call.generation_config.do_sample and not call.logits_processor
         self.policy_state = self.policy.start(call.input_ids, head_depths)
         self.tokens = call.input_ids.to(call.model.device)
+        self.exact = bool(call.exact)
+        if call.exact is None and call.verify and not self._unread and type(self.policy) is not Never:
+            self.exact = exact_is_affordable(self.backbone)
         self.frontier = self.make_frontier(min(call.generation_config.max_length, self.tokens.shape[1] + _ROOM))
         if any(self.frontier.cache.windows) and (self._read.int().diff() < 0).any():
             raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
@@ -161,17 +180,13 @@ class Session:
         """Decodes to the end."""
         started, prompt_length, streamer = time.perf_counter(), self.tokens.shape[1], self.call.streamer
         self._put = streamer.put if streamer is not None else lambda tokens: None
-        try:
-            self._put(self.tokens.cpu())
-            if not self.ended:
-                self.frontier.feed(self.tokens[:, self._read])
-                self.emit_full()
-            advance = self._round if self.call.verify else self._step
-            while not self.ended:
-                advance()
-        finally:
-            if streamer is not None:
-                streamer.end()
+        self._put(self.tokens.cpu())
+        if not self.ended:
+            self.frontier.feed(self.tokens[:, self._read])
+            self.emit_full()
+        advance = self._round if self.call.verify else self._step
+        while not self.ended:
+            advance()
         stats = DecodingStats(
             emitted=self.tokens.shape[1] - prompt_length,
             drafted=self.drafted,
@@ -181,12 +196,26 @@ class Session:
             block_calls=tuple(self.frontier.block_calls),
             head_positions=self.head_positions,
             seconds=time.perf_counter() - started,
+            exact=self.exact,
         )
         return DecodingOutput(self.tokens, pd.DataFrame(self._rows, columns=list(TRACE_COLUMNS)), stats)
 
+    def _check_lengths(self) -> None:
+        """Refuses a text that may get so long that positions passed change: then what is verified together, or was
+        drafted before, is not what the model would have made of it one by one."""
+        lengths, longest = self.backbone.lengths, self.call.generation_config.max_length - 1 - self._unread
+        if lengths is None or longest <= lengths.same_up_to:
+            return
+        if not (lengths.same_beyond and int(self._read.sum()) > lengths.same_up_to):
+            raise UnsupportedError(
+                f"A text of up to {longest} tokens: beyond {lengths.same_up_to} this model's positions "
+                f"({lengths.kind}) depend on the length of the text. Set max_new_tokens or max_length so that it stays "
+                "below" + (", or give a prompt that is longer itself." if lengths.same_beyond else ".")
+            )
+
     def make_frontier(self, capacity: int) -> Frontier:
         """The frontier of this call, with room for so many positions at first."""
-        return Frontier(self.backbone, self.exit_depths, capacity, self.call.exact)
+        return Frontier(self.backbone, self.exit_depths, capacity, self.exact)
 
     def feed(self, prefix: Int[Tensor, "1 position"]) -> None:
         """Hands the tokens of the text that are new to the frontier."""
@@ -245,7 +274,7 @@ class Session:
     def scores(self, prefix: Int[Tensor, "1 position"], logits: Float[Tensor, "1 vocab"]) -> Float[Tensor, "1 vocab"]:
         """What a token is chosen by: a float32 copy of the logits, as in transformers, through the processors."""
         scores = logits.to(torch.float32, copy=True)
-        return self.call.logits_processor(prefix, scores) if self.call.logits_processor else scores
+        return self._rules[0](prefix, scores) if self._rules[0] else scores
 
     def _round(self) -> None:
         """Drafts, verifies all drafts in one pass, and emits the longest right prefix and the model's next token."""
@@ -259,6 +288,9 @@ class Session:
         elif limit and self.exit_depths and self._reads_previous:
             newest = prefix.shape[1] - 1 - self._unread
             self._previous = self.backbone.normalise(self.frontier.finished(newest - 1))
+        final_rules = self._rules
+        if limit and self.exit_depths:
+            self._rules = LogitsProcessorList(branch(final_rules[0])), StoppingCriteriaList(branch(final_rules[1]))
         while True:
             self.feed(prefix)
             draft = self.draft(prefix) if len(drafts) < limit else None
@@ -269,6 +301,7 @@ class Session:
             prefix = _append(prefix, draft.token)
             if self._ends(prefix):
                 break  # nothing can follow this draft, so it is not fed
+        self._rules = final_rules
         self.drafted += len(drafts)
         n_accepted = self._judge(drafts, self.verify(prefix), prefix)
         self.accepted += n_accepted
@@ -312,7 +345,7 @@ class Session:
         self._rows.append((self.rounds, position, token, depth, score, drafted, accepted))
 
     def _ends(self, tokens: Tensor) -> bool:
-        return bool(self.call.stopping_criteria(tokens, None).any())
+        return bool(self._rules[1](tokens, None).any())
 
 
 def _append(tokens: Tensor, token: int) -> Tensor:

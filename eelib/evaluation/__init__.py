@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "curve_settings",
             "dssd_settings",
             "layerskip_settings",
+            "lookup_settings",
             "predict",
             "settings_table",
             "tune",

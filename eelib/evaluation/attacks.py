@@ -85,7 +85,7 @@ def load_tampered(
             write(file)
             try:
                 policy = Confidence.from_calibration(Calibration.from_json(file, digest=digest))
-                generate(model, prompt, heads=heads, policy=policy, max_new_tokens=1)
+                generate(model, prompt, heads=heads, policy=policy, do_sample=False, max_new_tokens=1)
             except EelibError as error:
                 outcome = f"refused: {error}".replace(folder, "...")
         rows.append({"file": name, "outcome": outcome})
@@ -124,7 +124,7 @@ def compare_modes(
         decoding's), acceptance_rate, speed_ratio with its interval and deviation, agreement (`token_agreements`), and
         coverage (share of a text's new tokens that left before the end, mean over prompts).
     """
-    shared = {"heads": heads, "max_new_tokens": max_new_tokens}
+    shared = {"heads": heads, "do_sample": False, "max_new_tokens": max_new_tokens}
     settings, decoders = [], {"plain": partial(generate, model, policy=Never(), exact=True, **shared)}
     for file, calibration in calibrations.items():
         for mode, options in MODES.items():

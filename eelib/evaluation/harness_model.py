@@ -26,6 +26,7 @@ from eelib.decoding.engine import generate
 from eelib.decoding.policies import Confidence, Never, Policy
 from eelib.errors import HeadsError, InvalidInputError, MissingExtraError
 from eelib.heads.exit_heads import ExitHeads
+from eelib.settings import COUNT
 
 try:
     import lm_eval.api.task
@@ -37,6 +38,7 @@ except ImportError as error:
     raise MissingExtraError(f"No lm-evaluation-harness ({error}): pip install 'eelib[bench]'") from error
 
 Thresholds = Mapping[int, float | None] | Calibration | None
+_TOKENS_AT_ONCE = 2**14
 
 
 class EarlyExitLM(HFLM):
@@ -51,9 +53,10 @@ class EarlyExitLM(HFLM):
         metric: the score; a calibration brings its own.
         thresholds: by depth; a depth that is missing or None never exits, -inf exits whenever the head does not
             decline. Or a calibration. None or {} is the full model.
-        batch_size: texts per pass, for likelihoods.
+        batch_size: texts per pass, for likelihoods; "auto": as many as make 16,384 tokens.
         verify: whether generated exits are drafts that the full model verifies, or final.
         max_length: most tokens of a text; None for the model's own limit. Longer contexts lose their beginning.
+        hflm: what else the harness's class takes (`enable_thinking`, `think_end_token`, `add_bos_token`, `truncation`).
 
     Attributes:
         records: what was done since they were last cleared, one dict a request: task, case (number of the document),
@@ -77,18 +80,20 @@ class EarlyExitLM(HFLM):
         metric: str | None = None,
         thresholds: Thresholds = None,
         *,
-        batch_size: int = 1,
+        batch_size: int | str = 1,
         verify: bool = False,
         max_length: int | None = None,
+        **hflm,
     ):
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InvalidInputError(f"batch_size={batch_size!r}: expected a positive whole number.")
+        self._automatic = str(batch_size).startswith("auto")
+        batch_size = 1 if self._automatic else COUNT("batch_size", batch_size)
         self.cut = Backbone.of(model)
         if heads is not None and heads.backbone is not self.cut:
             raise HeadsError("These heads were loaded onto another model object: load them onto this one.")
         self.metric, self.limits, self.policy = _exits(heads, metric, thresholds)
         tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token
-        super().__init__(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length)
+        options = {"backend": "causal", "batch_size": batch_size, "max_length": max_length, **hflm}
+        super().__init__(self.cut.model, tokenizer=tokenizer, **options)
         self.heads, self.verify = heads, verify
         self.records: list[dict] = []
         self._known: dict[bytes, tuple] | None = None
@@ -201,9 +206,10 @@ class EarlyExitLM(HFLM):
                 logging.getLogger(__name__).warning("A context is longer than the model reads: its beginning is cut.")
             texts.setdefault(tuple(text), []).append((key, continuation))
         order = sorted(texts, key=len, reverse=True)  # the longest first: what does not fit in memory shows at once
-        starts = range(0, len(order), self.batch_size)
+        size = max(1, _TOKENS_AT_ONCE // len(order[0])) if self._automatic and order else self.batch_size
+        starts = range(0, len(order), size)
         for start in tqdm(starts, desc="scoring", unit="batch", disable=disable_tqdm or len(starts) < 2):
-            batch = order[start : start + self.batch_size]
+            batch = order[start : start + size]
             asked = [(row, len(text), *each) for row, text in enumerate(batch) for each in texts[text]]
             row = torch.tensor([row for row, _, _, tokens in asked for _ in tokens])
             position = torch.cat([torch.arange(length - len(tokens), length) for _, length, _, tokens in asked])
@@ -297,9 +303,6 @@ def _exits(heads: ExitHeads | None, metric: str | None, thresholds: Thresholds) 
         others = sorted(set(thresholds) - set(heads.depths))
         if others:
             raise HeadsError(f"Thresholds for depths {others}: the heads given are at depths {list(heads.depths)}.")
-        given = [t for t in thresholds.values() if t is not None]
-        if any(isinstance(t, bool) or not isinstance(t, int | float) or math.isnan(t) for t in given):
-            raise InvalidInputError(f"thresholds={dict(thresholds)}: expected a number or None a depth.")
         policy = Confidence(metric, [thresholds.get(depth) for depth in heads.depths], depths=heads.depths)
     check_thresholds(policy.metric, [t for t in policy.thresholds if t is not None and math.isfinite(t)])
     policy.check(heads)

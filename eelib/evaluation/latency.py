@@ -165,7 +165,7 @@ class _Timed(Session):
         super().__init__(call)
 
     def make_frontier(self, capacity):
-        return _TimedFrontier(self.log, self.backbone, self.exit_depths, capacity, self.call.exact)
+        return _TimedFrontier(self.log, self.backbone, self.exit_depths, capacity, self.exact)
 
     def emit_full(self):
         first = self.frontier.began is not None

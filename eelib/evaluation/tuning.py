@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from eelib.calibration.thresholds import calibrate
-from eelib.confidence.traces import record_traces
+from eelib.confidence.traces import record_traces_of
 from eelib.decoding.engine import generate
 from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Policy
 from eelib.errors import InvalidInputError
@@ -77,6 +78,11 @@ def dssd_settings(
     return settings
 
 
+def lookup_settings(max_drafts: Sequence[int], kind: str = "lookup") -> list[Setting]:
+    """Drafts looked up in the text alone, without heads: every longest draft."""
+    return [Setting(kind, Lookup(n), parameters={"lookup": n}) for n in max_drafts]
+
+
 def layerskip_settings(heads: ExitHeads, draft_lengths: Sequence[int], kind: str) -> list[Setting]:
     """LayerSkip's decoding: every head's depth and number of drafts; heads of kind `none` are the logit lens."""
     return [
@@ -103,12 +109,22 @@ class OwnTexts:
     def write(cls, model: PreTrainedModel, prompts: Sequence[Tensor], **generate_kwargs) -> "OwnTexts":
         """The model's greedy answers to prompts."""
         decode = PLAIN.decoder(model, **generate_kwargs)
-        sequences = [decode(prompt).sequences[0].cpu() for prompt in prompts]
-        masks = []
+        return cls.of(prompts, [decode(prompt).sequences for prompt in prompts])
+
+    @classmethod
+    def of(cls, prompts: Sequence[Tensor], sequences: Sequence[Tensor]) -> "OwnTexts":
+        """Texts that the model has written: prompt and answer, [1, position] each."""
+        sequences, masks = [text[0].cpu() for text in sequences], []
         for text, prompt in zip(sequences, prompts, strict=True):
             place = torch.arange(len(text))
             masks.append((place >= prompt.shape[1] - 1) & (place < len(text) - 1))  # what follows the text is not in it
         return cls(list(prompts), sequences, masks)
+
+    @classmethod
+    def of_runs(cls, prompts: Sequence[Tensor], runs: pd.DataFrame) -> "OwnTexts":
+        """What plain decoding wrote in `compare`, whose decoder "plain" it is."""
+        plain = runs[(runs.decoder == "plain") & (runs.repeat == 0)].sort_values("prompt")
+        return cls.of(prompts, [output.sequences for output in plain.output])
 
     @property
     def prompt_lengths(self) -> list[int]:
@@ -118,13 +134,15 @@ class OwnTexts:
         """The first n of them."""
         return OwnTexts(self.prompts[:n], self.sequences[:n], self.loss_mask[:n])
 
-    def traces(self, model: PreTrainedModel, heads: ExitHeads) -> pd.DataFrame:
-        """As `record_traces` gives them; of heads of kind `fused` for three drafts in a row, told apart by `draft`."""
-        recorded = [
-            record_traces(model, heads, self.sequences, loss_mask=self.loss_mask, draft=draft).assign(draft=draft)
-            for draft in ((1, 2, 3) if heads.reads_previous else (1,))
-        ]
-        return pd.concat(recorded, ignore_index=True)
+    def traces(self, model: PreTrainedModel, heads: ExitHeads | None) -> pd.DataFrame:
+        """As `record_traces` gives them; of heads of kind `fused` for three drafts in a row, told apart by `draft`.
+        Without heads those of the logit lens in the middle, for policies that ask none."""
+        if heads is None:
+            heads = ExitHeads.init(model, [max(1, model.config.get_text_config().num_hidden_layers // 2)], "none")
+        asked = [(heads, draft) for draft in ((1, 2, 3) if heads.reads_previous else (1,))]
+        recorded = record_traces_of(model, asked, self.sequences, loss_mask=self.loss_mask)
+        each = [traces.assign(draft=draft) for traces, (_, draft) in zip(recorded, asked, strict=True)]
+        return pd.concat(each, ignore_index=True)
 
 
 def count_work(
@@ -159,16 +177,19 @@ def predict(
     """What settings would do on the model's own texts, and their predicted speed.
 
     Args:
-        timings: by kind.
+        timings: by kind; those of one kind ask the same heads.
 
     Returns:
         One row a setting, in their order: the counts and rates of `count_work`, tokens_per_second (predicted), a column
         for each parameter, and kind.
     """
-    tables, n_blocks = [], model.config.get_text_config().num_hidden_layers
+    tables, n_blocks, traces_of = [], model.config.get_text_config().num_hidden_layers, {}
     for kind in dict.fromkeys(setting.kind for setting in settings):
         own = [setting for setting in settings if setting.kind == kind]
-        traces = texts.traces(model, own[0].heads)
+        heads = own[0].heads
+        if heads not in traces_of:
+            traces_of[heads] = texts.traces(model, heads)
+        traces = traces_of[heads]
         policies = {str(number): setting.policy for number, setting in enumerate(own)}
         table = count_work(policies, traces, n_blocks, texts.prompt_lengths, texts.sequences)
         table["tokens_per_second"] = table.work.map(timings[kind].tokens_per_second)
@@ -250,17 +271,23 @@ def chosen_settings(table: pd.DataFrame, traces: pd.DataFrame, heads: ExitHeads,
     """The settings that an earlier `tune` chose, from a table with its `settings_table`.
 
     Args:
-        table: columns decoder, kind, epsilon, max_draft and deepest (DSSD), depth and draft_length (the others); rows
-            without any of them (plain decoding) are passed over.
-        traces: of the calibration text that DSSD was tuned with.
+        table: columns decoder, kind, epsilon, max_draft and deepest (DSSD), depth and draft_length (LayerSkip), lookup
+            (where drafts are looked up); rows without any of them (plain decoding) are passed over. All its rows ask
+            the same heads.
+        traces: of the calibration text that DSSD was tuned with, by these heads.
         heads: those of DSSD, and of the kinds that do not name the logit lens.
         metric: DSSD's.
     """
     found = {}
     for row in table.to_dict("records"):
+        longest = row.get("lookup", float("nan"))
+        lookup = None if pd.isna(longest) else Lookup(int(longest))
         if not pd.isna(row["epsilon"]):
             given = [row["epsilon"]], [int(row["max_draft"])], [int(row["deepest"])]
-            (found[row["decoder"]],) = dssd_settings(traces, heads, metric, *given)
+            (setting,) = dssd_settings(traces, heads, metric, *given, lookup=lookup, kind=row["kind"])
+            found[row["decoder"]] = setting
+        elif lookup is not None:
+            (found[row["decoder"]],) = lookup_settings([lookup.max_draft], row["kind"])
         elif not pd.isna(row["depth"]):
             depth, n = int(row["depth"]), int(row["draft_length"])
             reads = None if row["kind"].endswith("logit lens") else heads
@@ -296,36 +323,43 @@ def settings_table(settings: Mapping[str, Setting]) -> pd.DataFrame:
 
 
 def check_predictions(
-    model: PreTrainedModel, policies: Mapping[str, Setting], texts: OwnTexts, timings: Timings, runs: pd.DataFrame
+    model: PreTrainedModel,
+    settings: Mapping[str, Setting],
+    texts: OwnTexts,
+    timings: Mapping[str, Timings],
+    runs: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Predicted beside measured speed of some settings, all with the same heads.
+    """Predicted beside measured speed of some settings.
 
     The timings are those of one minute and the runs of another: predictions are scaled by what plain decoding took in
     each, which leaves the costs of the pieces to each other to be judged.
 
     Args:
-        policies: by name, each among the decoders of `runs`.
+        settings: by name, each among the decoders of `runs`.
         texts: of the prompts of `runs`.
+        timings: by kind.
         runs: from `compare`, with the decoder "plain".
 
     Returns:
-        One row a setting: policy, predicted and measured (tokens per second, medians over prompts), error (predicted
-        over measured, less 1), drafted and drafted_measured, scale.
+        One row a setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
+        (predicted over measured, less 1), drafted and drafted_measured, scale.
     """
     n_blocks = model.config.get_text_config().num_hidden_layers
     plain = runs[runs.decoder == "plain"]
-    scaled = timings.scaled(float((plain.seconds / plain.emitted).median()))
-    heads = next(setting.heads for setting in policies.values() if setting.heads is not None)
-    traces, tables = texts.traces(model, heads), []
-    for prompt, own in traces.groupby("sequence"):
-        work = {name: setting.policy for name, setting in policies.items()}
-        of_prompt = [texts.prompt_lengths[prompt]], [texts.sequences[prompt]]
-        tables.append(count_work(work, own.assign(sequence=0), n_blocks, *of_prompt))
-    each = pd.concat(tables)
-    each["predicted"] = each.work.map(scaled.tokens_per_second)
-    table = each.groupby("policy", sort=False).agg(predicted=("predicted", "median"), drafted=("drafted", "sum"))
-    by_prompt = runs.groupby(["decoder", "prompt"]).tokens_per_second.median()
-    table["measured"] = by_prompt.groupby("decoder").median()
-    table["error"] = table.predicted / table.measured - 1
-    table["drafted_measured"] = runs[runs.repeat == 0].groupby("decoder").drafted.sum()
-    return table.assign(scale=scaled.scale).reset_index()
+    seconds = float((plain.seconds / plain.emitted).median())
+    traces_of, rows = {}, []
+    by_prompt = runs.groupby(["decoder", "prompt"]).tokens_per_second.median().groupby("decoder").median()
+    drafted = runs[runs.repeat == 0].groupby("decoder").drafted.sum()
+    for name, setting in settings.items():
+        scaled, heads = timings[setting.kind].scaled(seconds), setting.heads
+        if heads not in traces_of:
+            traces_of[heads] = [table for _, table in texts.traces(model, heads).groupby("sequence")]
+        each = zip(traces_of[heads], texts.prompt_lengths, texts.sequences, strict=True)
+        work = [replay_policy(setting.policy, own, n_blocks, [n], [text]) for own, n, text in each]
+        predicted = float(np.median([scaled.tokens_per_second(one) for one in work]))
+        rows.append({
+            "policy": name, "predicted": predicted, "measured": by_prompt[name],
+            "error": predicted / by_prompt[name] - 1, "drafted": sum(one.drafted for one in work),
+            "drafted_measured": drafted[name], "scale": scaled.scale,
+        })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,9 +1,10 @@
 """Early-exit heads: from the hidden state at a depth to logits over the vocabulary, or over the drafted part of it."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from eelib.backbone.teacher import TeacherOutputs
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
 from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
+from eelib.settings import COUNT, SEED, Number, flag, settle
 
 KINDS = ("mlp", "affine", "linear", "none", "fused")
 
@@ -47,15 +49,16 @@ class HeadConfig:
     skip: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "depths", tuple(self.depths))
+        settle(self, depths=_depths, width=replace(COUNT, optional=True), skip=flag, seed=SEED)
+        settle(self, draft_vocab_size=Number(least=2, whole=True, optional=True))
         if self.kind not in KINDS:
             raise InvalidInputError(f"Unknown kind of head {self.kind!r}: expected one of {', '.join(KINDS)}.")
         if self.draft_vocab_size is not None and self.kind in ("linear", "none"):
             raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: leave draft_vocab_size out.")
-        if self.draft_vocab_size is not None and self.draft_vocab_size < 2:
-            raise InvalidInputError(f"draft_vocab_size={self.draft_vocab_size}: expected at least 2 tokens.")
-        if self.width is not None and self.width < 1:
-            raise InvalidInputError(f"width={self.width}: expected a positive number.")
+
+
+def _depths(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(COUNT(name, value) for value in values)
 
 
 class ExitHeads(nn.Module):
@@ -73,7 +76,10 @@ class ExitHeads(nn.Module):
         self.training_record: dict = {}
         self.policy_record: dict = {}  # of `eelib.decoding.keep_policy`
         self._fingerprint: tuple[list, str] = ([], "")
-        self._of = (backbone, model)  # in a tuple, so that the model's weights are not registered as the heads' own
+        self._of = (
+            backbone,
+            backbone.model,
+        )  # in a tuple, so that the model's weights are not registered as the heads' own
         hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -119,6 +125,19 @@ class ExitHeads(nn.Module):
             draft_tokens = frequent_tokens(sequences, draft_vocab_size, model, tokenizer)
         return cls(config, model, draft_tokens)
 
+    def __deepcopy__(self, memo: dict) -> "ExitHeads":
+        """Heads of their own on the same model."""
+        memo |= {id(shared): shared for shared in (self._of, *self._of, self.backbone.unembedding)}
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __getstate__(self):
+        raise HeadsError(
+            "Heads cannot be pickled, since their model would go with them: `save_pretrained` writes them, "
+            "`from_pretrained` puts them onto a model; torch.save takes their state_dict()."
+        )
+
     @property
     def depths(self) -> tuple[int, ...]:
         return self.config.depths
@@ -147,7 +166,7 @@ class ExitHeads(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over the backbone's fingerprint and all that the heads are, the same for each dtype."""
         tensors = self.state_dict()
-        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
+        state = [*self.backbone.state(), *((tensor.data_ptr(), tensor._version) for tensor in tensors.values())]
         if self._fingerprint[0] != state:  # hashing takes longer than a token
             digest = hashlib.sha256((self.backbone.fingerprint() + json.dumps(asdict(self.config))).encode())
             for name, tensor in sorted(tensors.items()):
@@ -248,6 +267,8 @@ class ExitHeads(nn.Module):
             "backbone": model.config._name_or_path,
             "revision": getattr(model.config, "_commit_hash", None),
             "fingerprint": self.backbone.fingerprint(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "sketch": self.backbone.sketch(),
             "n_blocks": self.backbone.n_blocks,
             "heads": asdict(self.config),
             "parameters": self.parameter_count(),
@@ -271,7 +292,11 @@ class ExitHeads(nn.Module):
             HeadsError: no heads there, or heads of another backbone (`force=True` loads those all the same).
         """
         folder, described, tensors = read_heads(name)
-        fingerprint = Backbone.of(model).fingerprint()
+        backbone = Backbone.of(model)
+        types = {described.get("dtype"), str(backbone.model.dtype).removeprefix("torch.")}
+        if "float16" in types and len(types) > 1:
+            backbone.recognise(described["fingerprint"], described.get("sketch", []))
+        model, fingerprint = backbone.model, backbone.fingerprint()
         if described["fingerprint"] != fingerprint and not force:
             raise HeadsError(
                 f"The heads in {folder} belong to another backbone: they were made for {described['backbone']} "

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +25,7 @@ from eelib.heads.exit_heads import ExitHeads
 from eelib.heads.lessons import Batches, Lesson, in_a_row
 from eelib.heads.loss import LOSSES, DistillationLoss
 from eelib.heads.report import Report
+from eelib.settings import COUNT, POSITIVE, SEED, Number, settle
 from eelib.workspace import atomic_write
 
 
@@ -66,16 +67,9 @@ class TrainConfig:
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise InvalidInputError(f"Unknown loss {self.loss!r}: expected one of {', '.join(LOSSES)}.")
-        if not 0 <= self.warmup < 1:
-            raise InvalidInputError(f"warmup={self.warmup}: expected a share of the steps, from 0 to below 1.")
-        for name in (
-            "epochs", "batch_size", "shuffle_buffer", "learning_rate", "max_grad_norm", "drafts", "log_every",
-            "checkpoint_every",
-        ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise InvalidInputError(f"{name}={getattr(self, name)}: expected a positive number.")
-        if self.sampled_classes is not None and self.sampled_classes < 1:
-            raise InvalidInputError(f"sampled_classes={self.sampled_classes}: expected a positive number, or None.")
+        counts = ("epochs", "batch_size", "shuffle_buffer", "drafts", "log_every", "checkpoint_every")
+        settle(self, **dict.fromkeys(counts, COUNT), **dict.fromkeys(("learning_rate", "max_grad_norm"), POSITIVE))
+        settle(self, warmup=Number(least=0, below=1), sampled_classes=replace(COUNT, optional=True), seed=SEED)
 
 
 def train_heads(

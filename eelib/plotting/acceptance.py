@@ -57,7 +57,7 @@ def tuned_speed(result: pd.DataFrame) -> Figure:
     """
     order = result.iloc[::-1].reset_index(drop=True)
     labels = [f"{row['decoder']}\n{setting_label(row)}".strip() for row in order.to_dict("records")]
-    figure, (accepted, speed, ratio) = panels(3, height=2.4)
+    figure, (accepted, speed, ratio) = panels(3, height=max(2.4, 0.7 + 0.25 * len(order)))
     for axes, value, label in (
         (accepted, "acceptance_rate", "acceptance rate\n(95%)"),
         (speed, "speed_ratio", "speed, ratio\nto plain (95%)"),

@@ -1,4 +1,4 @@
-"""What the engine itself costs, on the offline model: `make bench`. Ratios of interleaved runs, medians over prompts.
+"""What the engine itself costs, on the offline model: `make bench-engine`. Interleaved ratios, medians over prompts.
 
 Each row is one question: how fast is the first way of decoding, next to the second, on the same prompts in one run?
 """

@@ -56,7 +56,8 @@ def run(lm, heads, traces: pd.DataFrame, prompts: list, busy_seconds: float | No
             timed = evaluation.time_pieces(lm, heads, prompts[:3], **length)
     decoders = {name: setting.decoder(lm, **length) for name, setting in twelve.items()}
     runs = evaluation.compare(decoders, prompts, reference="plain")
-    return evaluation.check_predictions(lm, twelve, texts, timed, runs)
+    timings = dict.fromkeys(("plain", "fixed", "DSSD"), timed)
+    return evaluation.check_predictions(lm, twelve, texts, timings, runs)
 
 
 def main() -> None:

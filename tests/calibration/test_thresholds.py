@@ -126,7 +126,7 @@ def test_other_bad_input():
             eelib.calibrate(traces, **{"metric": "entropy", "epsilon": 0.9, **kwargs})
     with pytest.raises(CorpusError):
         eelib.calibrate(traces[:0], "entropy", 0.9)
-    with pytest.raises(InvalidInputError, match="numbers or None"):
+    with pytest.raises(InvalidInputError, match="a number, or None"):
         eelib.Confidence("entropy", (float("nan"),))
     with pytest.raises(InvalidInputError):
         eelib.Confidence("certainty", (0.5,))

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from tiny import letters, own_text
 import eelib
 from eelib.corpus import corpus as corpora
 from eelib.corpus import documents
+from eelib.corpus.chat import answers
 from eelib.corpus.documents import read_tokenized
 from eelib.corpus.reading import read_documents
 from eelib.errors import CorpusError, InvalidInputError
@@ -194,7 +196,7 @@ def test_bad_text_is_one_readable_error(llama, tmp_path):
         load("empty.txt")
     with pytest.raises(CorpusError, match=r"bad.jsonl, line 2"):
         load("bad.jsonl")
-    with pytest.raises(CorpusError, match=r"old.txt is no text in UTF-8"):
+    with pytest.raises(CorpusError, match=r"old.txt, line 1: expected text in UTF-8"):
         load("old.txt")
     with pytest.raises(CorpusError, match="1 different documents"):
         load("same.txt", None)
@@ -214,6 +216,66 @@ def test_bad_text_is_one_readable_error(llama, tmp_path):
     ):
         with pytest.raises(InvalidInputError):
             eelib.CorpusConfig(**wrong)
+
+
+def test_text_files_as_people_have_them(tmp_path):
+    lines = ['\ufeff{"text": "one"}', "", '{"text": "two\u2028lines"}', "   ", '{"text": "three"}']
+    (tmp_path / "a.JSONL").write_bytes("\r\n".join(lines).encode())
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write("\n".join(lines).encode())
+    for name in ("a.JSONL", "a.jsonl.gz"):
+        assert list(read_documents(str(tmp_path / name))) == ["one", "two\u2028lines", "three"]
+    (tmp_path / "b.txt").write_bytes("\ufeffone\r\nmore\r\n \r\n\r\ntwo\r\n".encode())
+    assert list(read_documents(str(tmp_path / "b.txt"))) == ["one\nmore", "two"]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b'{"text": null}', "'text' is null"),
+        (b'{"text": ["a"]}', "is ..a.., expected a string"),
+        (b'{"text": 3}', "'text' is 3"),
+        (b'{"text": "\xff"}', "expected text in UTF-8"),
+        (b"[1]", "a field 'text'"),
+        (b'"text"', "a field 'text'"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(CorpusError, match=rf"a\.jsonl, line 3: .*{message}"):
+        list(read_documents(str(tmp_path / "a.jsonl")))
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "fine"}\n' * 1000)[:-20])
+    with pytest.raises(CorpusError, match=r"a\.jsonl\.gz, after line \d+: cannot be read"):
+        list(read_documents(str(tmp_path / "a.jsonl.gz")))
+    (tmp_path / "b.txt.gz").write_bytes(b"no archive")
+    with pytest.raises(CorpusError, match="cannot be read"):
+        list(read_documents(str(tmp_path / "b.txt.gz")))
+
+
+def test_a_home_folder_in_a_source(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one\n\ntwo", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    assert list(read_documents("~/a.txt")) == list(read_documents("$SCRATCH/a.txt")) == ["one", "two"]
+
+
+def test_a_base_model_whose_texts_would_be_all_prompt_is_told(llama):
+    config = eelib.CorpusConfig(documents=20, length=24, prompt_length=24)
+    with pytest.raises(CorpusError, match="smaller prompt_length"):
+        corpora.load_corpus(config, llama, letters())
+
+
+def test_answers_end_at_any_of_several_ends(llama, monkeypatch):
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", [2, 52])
+    sequences, spoken = answers(llama, letters(), ["abc", "bcd", "cde", "def", "efg", "fgh"], max_new_tokens=60)
+    ended = [text for text in sequences if int(text[-1]) in (2, 52)]
+    assert any(int(text[-1]) == 52 for text in ended)
+    for text, counts in zip(sequences, spoken, strict=True):
+        said = text[1:][counts[:-1]]
+        assert not any(int(token) in (2, 52) for token in said[:-1])
 
 
 def test_packaged_text_of_other_kinds():

@@ -7,7 +7,7 @@ from torch import nn
 
 import eelib
 from eelib.backbone.segments import Backbone
-from eelib.decoding import bitwise
+from eelib.decoding import bitwise, frontier
 from eelib.decoding.bitwise import MAX_ROWS, RowExact, invariant_rows, row_groups
 from eelib.decoding.frontier import Frontier
 from eelib.errors import UnsupportedError
@@ -74,9 +74,9 @@ def test_every_position_has_the_bits_of_a_call_of_its_own(low_precision):
         return
     backbone, text = Backbone.of(low_precision), prompts(1, 30)[0]
     alone, together = (Frontier(backbone, (2, 4), 32, exact=True) for _ in range(2))
-    for frontier in (alone, together):
-        frontier.feed(text[:, :11])
-        frontier.complete()
+    for each in (alone, together):
+        each.feed(text[:, :11])
+        each.complete()
     expected = []
     for i in range(11, 30):
         alone.feed(text[:, i : i + 1])
@@ -115,3 +115,41 @@ def test_probing_for_bits_leaves_the_model_as_it_was():
     RowExact.of(Backbone.of(model))
     assert ({name: id(module) for name, module in model.named_modules()}, model.config.to_dict()) == before
     assert model.config._attn_implementation == "sdpa" and len(model.model.layers) == N_BLOCKS
+
+
+@pytest.fixture
+def bf16():
+    """A model in bfloat16 that can be verified bit by bit on this machine."""
+    model = tiny_model("llama", torch.bfloat16)
+    try:
+        RowExact.of(Backbone.of(model))
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    return model
+
+
+def test_exact_by_default_where_it_costs_next_to_nothing(bf16, monkeypatch):
+    """Only where outputs would differ, timed once a model, and not where nothing is drafted."""
+    asked, timed = prompts(1)[0], []
+    options = {"policy": eelib.FixedExit(3, 4), "max_new_tokens": 6}
+
+    def costs(share):
+        monkeypatch.setattr(frontier, "_affordable", {})
+        monkeypatch.setattr(frontier, "_cost_of_exact", lambda backbone: timed.append(backbone) or share)
+
+    costs(0.02)
+    assert not eelib.generate(bf16, asked, policy=eelib.Never(), max_new_tokens=6).stats.exact and not timed
+    out = eelib.generate(bf16, asked, **options)
+    assert out.stats.exact and timed == [Backbone.of(bf16)]
+    assert eelib.generate(bf16, asked, **options).stats.exact and len(timed) == 1
+    assert not eelib.generate(bf16, asked, exact=False, **options).stats.exact
+    masked = torch.ones_like(asked).index_fill(1, torch.tensor([0]), 0)
+    assert not eelib.generate(bf16, asked, attention_mask=masked, **options).stats.exact
+    assert torch.equal(out.sequences, bf16.generate(asked, do_sample=False, max_new_tokens=6))
+    costs(0.04)
+    assert not eelib.generate(bf16, asked, **options).stats.exact
+
+
+def test_what_exact_costs_is_timed(bf16, llama):
+    assert -1 < frontier._cost_of_exact(Backbone.of(bf16)) < 100
+    assert not frontier.exact_is_affordable(Backbone.of(llama))  # float64: equal anyhow

@@ -34,6 +34,34 @@ def test_a_near_tie_and_a_real_difference_are_told_apart(llama, monkeypatch):
     assert not table.equal.any() and (table.first_mismatch == 9).all() and not table.near_tie.any()
 
 
+def test_what_is_compared_is_greedy_and_judged_by_what_is_chosen_by(monkeypatch):
+    """Also for a model whose own config samples, and with penalties: the gap is of the scores, not of the logits."""
+    model = tiny_model("llama", seed=11)
+    model.generation_config.do_sample = True
+    model.generation_config.repetition_penalty = 3.0
+    model.generation_config.return_dict_in_generate = True
+    heads, options = random_heads(model), {"max_new_tokens": 16, "eos_token_id": None}
+    table = eelib.verify_lossless(model, heads, eelib.FixedExit(3, 3), prompts(3), **options)
+    assert table.equal.all()
+    table = eelib.verify_lossless(
+        model, heads, eelib.FixedExit(3, 3), prompts(1), return_dict_in_generate=True, **options
+    )
+    assert table.equal.all()
+
+    def wrong(model, prompt, **kwargs):
+        out = eelib.generate(model, prompt, **kwargs)
+        out.sequences[0, -1] = (out.sequences[0, -1] + 1) % VOCAB_SIZE
+        return out
+
+    monkeypatch.setattr(lossless, "generate", wrong)
+    table = eelib.verify_lossless(model, heads, eelib.FixedExit(3, 3), prompts(1), **options)
+    own = model.generate(
+        prompts(1)[0], do_sample=False, output_scores=True, return_dict_in_generate=True, **options
+    ).scores[-1]
+    best = own[0].topk(2).values
+    assert table.gap[0] == pytest.approx((best[0] - best[1]).item(), rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_architecture_at_length():

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 import eelib
-from eelib.errors import InvalidInputError, UnsupportedError
+from eelib.errors import EelibError, InvalidInputError, UnsupportedError
 
 POLICY = eelib.Confidence("max_prob", (0.3, 0.3, 0.3), back_off=False)
 
@@ -220,6 +220,32 @@ def test_streamer_gets_final_tokens_only_as_transformers_hands_them_out(model):
     eelib.generate(model, prompt, heads=random_heads(model), policy=POLICY, streamer=ours, max_new_tokens=15)
     own_text(model, prompt, streamer=theirs, max_new_tokens=15)
     assert ours.tokens == theirs.tokens and ours.ended == theirs.ended == 1
+
+
+REFUSALS = {
+    "no prompt": lambda llama: {"input_ids": None},
+    "a batch": lambda llama: {"input_ids": torch.cat(prompts(2))},
+    "unknown tokens": lambda llama: {"input_ids": [1, 10_000]},
+    "an option": lambda llama: {"num_beams": 2},
+    "an argument": lambda llama: {"assistant_model": "a model"},
+    "an argument of transformers": lambda llama: {"max_new_tokens": -1},
+    "no policy": lambda llama: {"policy": None},
+    "no heads": lambda llama: {"heads": "heads"},
+    "other heads": lambda llama: {"heads": random_heads(tiny_model("llama", seed=4))},
+    "a depth without a head": lambda llama: {"heads": random_heads(llama), "policy": eelib.FixedExit(2, 2)},
+    "stop strings without a tokenizer": lambda llama: {"stop_strings": "a"},
+    "a mask": lambda llama: {"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 0]])},
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_streamer_is_ended_by_refusals_too(llama, refusal):
+    """Somebody may wait for it in another thread."""
+    given = {"input_ids": prompts(1)[0], "policy": eelib.FixedExit(3, 2), "max_new_tokens": 3}
+    streamer = Streamer()
+    with pytest.raises((EelibError, ValueError)):
+        eelib.generate(llama, streamer=streamer, **{**given, **REFUSALS[refusal](llama)})
+    assert streamer.ended == 1
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 5])

@@ -245,9 +245,9 @@ def test_a_calibration_brings_its_metric(with_heads):
         ("surprise", None, InvalidInputError, "Unknown metric 'surprise'"),
         (None, {1: 0.5}, InvalidInputError, "without a metric"),
         ("max_prob", {2: 0.5}, HeadsError, r"depths \[2\].*\[1, 3, 5\]"),
-        ("max_prob", {1: float("nan")}, InvalidInputError, "a number or None"),
-        ("max_prob", {1: True}, InvalidInputError, "a number or None"),
-        ("max_prob", {1: "0.5"}, InvalidInputError, "a number or None"),
+        ("max_prob", {1: float("nan")}, InvalidInputError, "expected a number"),
+        ("max_prob", {1: True}, InvalidInputError, "expected a number"),
+        ("max_prob", {1: "half"}, InvalidInputError, "expected a number"),
         ("max_prob", {1: 1.5}, InvalidInputError, "between 0 and 1"),
         ("entropy", {1: 0.5}, InvalidInputError, "between -inf and 0"),
         ("entropy", calibration(), InvalidInputError, "the calibration is of max_prob"),
@@ -269,7 +269,7 @@ def test_what_cannot_be_together_is_refused(with_heads):
         EarlyExitLM(tiny_model("llama"), letters(), heads)
     with pytest.raises(HeadsError, match="without heads"):
         EarlyExitLM(model, letters(), None, "entropy", {1: -1.0})
-    for batch_size in (0, "auto", True):
+    for batch_size in (0, "many", True):
         with pytest.raises((InvalidInputError, TypeError), match="batch_size"):
             EarlyExitLM(model, letters(), heads, batch_size=batch_size)
     with pytest.raises(InvalidInputError, match="continuation of 0"):
@@ -292,3 +292,15 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     for name in ("harness_model", "harness"):
         with pytest.raises(MissingExtraError, match=r"pip install 'eelib\[bench\]'"):
             importlib.import_module(f"eelib.evaluation.{name}")
+
+
+def test_what_the_harness_takes_is_handed_on(with_heads):
+    model, heads = with_heads
+    lm = EarlyExitLM(
+        model, letters(), heads, enable_thinking=False, think_end_token="z", add_bos_token=True, truncation=True,
+        batch_size="auto",
+    )  # fmt: skip
+    assert lm.add_bos_token is True and lm.truncation is True and lm.think_end_token is not None
+    by_hand = EarlyExitLM(model, letters(), heads, add_bos_token=True, batch_size=3)
+    found, expected = (np.array(one.loglikelihood(choices(), disable_tqdm=True)) for one in (lm, by_hand))
+    assert found == pytest.approx(expected)

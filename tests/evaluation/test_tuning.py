@@ -9,6 +9,7 @@ from tiny import N_BLOCKS, after, prompts, random_heads
 import eelib
 from eelib.errors import InvalidInputError
 from eelib.evaluation import tuning
+from eelib.evaluation.comparison import compare
 from eelib.evaluation.latency import Timings
 from eelib.evaluation.replay import ExitDecisions, replay_text
 from eelib.evaluation.tuning import count_work
@@ -94,6 +95,36 @@ def test_chosen_settings_come_back_from_a_table(tuned):
     assert len(curve) == 2, "neighbours only, not what is chosen"
 
 
+def test_settings_that_look_drafts_up_come_back_from_a_table(tuned):
+    traces, heads, _, _ = tuned
+    given = traces, heads, "max_prob", (0.2,), (2,), (3,)
+    (both,) = tuning.dssd_settings(*given, lookup=eelib.Lookup(4), kind="fused + lookup")
+    (alone,) = tuning.lookup_settings([6])
+    table = tuning.settings_table({"fused + lookup": both, "lookup": alone, **tuned[3].chosen})
+    again = tuning.chosen_settings(table, traces, heads, "max_prob")
+    assert again["fused + lookup"].policy == both.policy and again["fused + lookup"].kind == "fused + lookup"
+    assert again["lookup"].policy == alone.policy and again["lookup"].heads is None
+    assert again["DSSD"].policy.lookup is None
+
+
+def test_plans_of_several_kinds_are_predicted_on_what_plain_decoding_wrote(llama):
+    """Heads with lookup and lookup alone: each kind by its own heads and timings, on the texts of the runs."""
+    heads, asked = random_heads(llama), prompts(2)
+    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1, ("blocks", 0, 6, 1): 1.0}
+    timings = Timings(pieces | {("head", depth): 0.1 for depth in heads.depths}, 0.0, 0.0, plain=1.1)
+    settings = {"plain": tuning.PLAIN, "lookup": tuning.lookup_settings([4])[0]}
+    settings["fixed"] = tuning.Setting("fixed", eelib.FixedExit(3, 2), heads)
+    length = {"max_new_tokens": 24, "eos_token_id": None}
+    decoders = {name: setting.decoder(llama, **length) for name, setting in settings.items()}
+    runs = compare(decoders, asked, reference="plain")
+    texts = tuning.OwnTexts.of_runs(asked, runs)
+    assert all(len(text) == 31 for text in texts.sequences) and all(mask.sum() == 24 for mask in texts.loss_mask)
+    table = tuning.check_predictions(llama, settings, texts, dict.fromkeys(settings, timings), runs).set_index("policy")
+    counted = runs[runs.decoder != "plain"].groupby("decoder").drafted.sum()
+    assert table.drafted["fixed"] == counted["fixed"] == table.drafted_measured["fixed"]
+    assert table.drafted["lookup"] == counted["lookup"] and table.predicted.gt(0).all()
+
+
 def test_tuning_refuses_what_cannot_be(llama, tuned):
     texts = tuning.OwnTexts.write(llama, prompts(1), max_new_tokens=4)
     for settings, options in (([], {}), (tuned[2], {"decoded": 2}), (tuned[2], {"decoded": 1, "finalists": 0})):
@@ -109,14 +140,14 @@ def test_predictions_are_scaled_by_what_plain_decoding_takes(llama):
     pieces |= {("blocks", 0, 1, 1): 0.2, ("blocks", 1, 6, 1): 0.8, ("head", 1): 0.1}
     timings = Timings(pieces, 0.0, 0.0, plain=1.1)
     policies = {"plain": tuning.PLAIN, "1 x 1": tuning.Setting("fixed", eelib.FixedExit(1, 1), heads)}
-    tables = {}
+    tables, by_kind = {}, {"plain": timings, "fixed": timings}
     for slowness in (1, 2):
         runs = pd.DataFrame({
             "decoder": ["plain", "1 x 1"] * 2, "prompt": [0, 0, 1, 1], "repeat": 0, "emitted": 8, "drafted": 3,
             "seconds": slowness * 8.8,
         })  # fmt: skip
         runs["tokens_per_second"] = runs.emitted / runs.seconds
-        tables[slowness] = tuning.check_predictions(llama, policies, texts, timings, runs).set_index("policy")
+        tables[slowness] = tuning.check_predictions(llama, policies, texts, by_kind, runs).set_index("policy")
     once, twice = tables.values()
     assert once.scale.eq(1).all() and twice.scale.to_numpy() == pytest.approx(2)
     assert twice.predicted.to_numpy() == pytest.approx(once.predicted.to_numpy() / 2)

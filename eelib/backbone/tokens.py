@@ -1,0 +1,82 @@
+"""Token ids as people have them (a tokenizer's encoding, lists, numpy, one dimension or two), made what the engine
+takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from eelib.errors import InvalidInputError
+
+
+def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None) -> Int[Tensor, "batch position"]:
+    """Ids as a LongTensor [batch, position]; a single row may come without the first dimension.
+
+    Args:
+        given: a tensor, an array, (nested) lists, or what a tokenizer returns, whose `input_ids` are taken.
+        vocab_size: ids from there on are refused.
+
+    Raises:
+        InvalidInputError: something else, rows of different lengths, or ids that the model does not have.
+    """
+    if isinstance(given, Mapping) or hasattr(given, "input_ids"):
+        given = given["input_ids"] if isinstance(given, Mapping) else given.input_ids
+    if given is None or isinstance(given, str | bytes):
+        raise InvalidInputError(f"{name}={given!r}: expected token ids, such as tokenizer(text).input_ids.")
+    try:
+        ids = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name} of type {type(given).__name__}: expected token ids, [batch, position] or [position], all rows of "
+            f"one length ({error})."
+        ) from error
+    if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+        if ids.numel():
+            raise InvalidInputError(
+                f"{name} of shape {list(ids.shape)} and type {ids.dtype}: expected whole numbers, [batch, position] or "
+                "[position]."
+            )
+        ids = ids.long()
+    ids = ids.long() if ids.ndim == 2 else ids.long()[None]
+    if vocab_size is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise InvalidInputError(
+            f"{name} from {int(ids.min())} to {int(ids.max())}: expected tokens from 0 to {vocab_size - 1}, which are "
+            "those of this model. Is the tokenizer another one's?"
+        )
+    return ids
+
+
+def attention_mask(given: Any) -> Tensor | None:
+    """The mask [batch, position] beside a tokenizer's ids; None where there is none."""
+    mask = given.get("attention_mask") if isinstance(given, Mapping) else getattr(given, "attention_mask", None)
+    return None if mask is None else token_ids(mask, "attention_mask")
+
+
+def sequences_of(given: Any, vocab_size: int | None = None) -> list[Int[Tensor, " position"]]:
+    """Texts as a list of rows [position]: from a list of them, each of any kind, a batch [text, position], or what a
+    tokenizer returns of several texts, of which masked tokens are left out.
+
+    Raises:
+        InvalidInputError: what `token_ids` refuses.
+    """
+    if isinstance(given, Mapping):
+        rows, masks = given["input_ids"], given.get("attention_mask")
+        rows = sequences_of(rows, vocab_size)
+        if masks is None:
+            return rows
+        return [row[torch.as_tensor(mask).bool()] for row, mask in zip(rows, masks, strict=True)]
+    if isinstance(given, Tensor | np.ndarray):
+        return list(token_ids(given, "sequences", vocab_size))
+    if given is None or isinstance(given, str | bytes):
+        raise InvalidInputError(f"sequences={given!r}: expected token ids, one sequence a text.")
+    given = list(given)
+    if given and all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in given):
+        given = [given]
+    rows = [token_ids(row, "sequences", vocab_size) for row in given]
+    wrong = next((row for row in rows if len(row) != 1), None)
+    if wrong is not None:
+        raise InvalidInputError(f"A sequence of shape {list(wrong.shape)}: expected [position] or [1, position].")
+    return [row[0] for row in rows]
