@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl
 
-.PHONY: help paper paper-full test test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint
+.PHONY: help paper paper-full test test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,6 +24,9 @@ paper-full: $(READY) $(OFFLINE)  ## the same, and the notebooks that take longer
 
 test: $(READY) $(OFFLINE)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-versions: $(READY)  ## run a part of the tests with the oldest and the newest transformers that are allowed
+	@$(BIN)/python tests/versions.py
 
 test-slow: $(READY) $(OFFLINE)  ## run the long checks
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -1,11 +1,18 @@
 """A key-value cache that is allocated ahead and rolled back, and whose layers may have got to different positions."""
 
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eelib.errors import ModelError
+
+
+def cache_argument(module: nn.Module) -> str:
+    """What a model, or a part of one, calls the cache that its `forward` takes: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 class _KVLayer(CacheLayerMixin):

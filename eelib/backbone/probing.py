@@ -4,6 +4,7 @@ The chief complaint about tools that keep a list of architectures is "mine is mi
 """
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -123,7 +124,8 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
     unembedding = model.get_output_embeddings()
     if unembedding is None:
         raise ModelError(f"{name} has no output embeddings: expected a causal language model.")
-    decoder_path, _, blocks_path = path.rpartition(".")
+    decoder_path = _decoder_of(model, path)
+    blocks_path = path[len(decoder_path) + 1 :]
     probe = torch.arange(5, device=model.device)[None] % model.config.get_text_config().vocab_size
     seen: dict[str, list] = {"blocks": [], "takers": [], "unembedding": []}
 
@@ -175,10 +177,27 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
     )
 
 
+def _decoder_of(model: PreTrainedModel, path: str) -> str:
+    """The innermost module around the blocks that takes token ids."""
+    parts = path.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        found = ".".join(parts[:n])
+        if "input_ids" in inspect.signature(model.get_submodule(found).forward).parameters:
+            return found
+    raise ModelError(
+        f"Cannot cut {type(model).__name__}: no part of it around {path} takes `input_ids`; expected a model within "
+        "the causal language model, such as `model.model`."
+    )
+
+
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     n_blocks = model.config.get_text_config().num_hidden_layers
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     found = {name: m for name, m in lists.items() if len(m) == n_blocks and "." in name}
+    text = model.get_decoder() if len(found) > 1 else None  # beside a vision model with as many blocks
+    if text is not None and text is not model:
+        inside = {id(module) for module in text.modules()}
+        found = {name: m for name, m in found.items() if id(m) in inside}
     if len(found) != 1:
         raise ModelError(
             f"Cannot cut {type(model).__name__}: expected exactly one list of {n_blocks} blocks, found "

@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.kv_cache import KVCache, cache_argument
 from eelib.backbone.probing import Recorder, Tap, find_parts, with_parts
-from eelib.errors import InvalidInputError, ModelError, UnsupportedError
+from eelib.errors import EelibError, InvalidInputError, ModelError, UnsupportedError
 from eelib.settings import COUNT, Number
 
 
@@ -91,6 +91,16 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     raise ModelError(f"A {type(model).__name__}: expected a causal language model of transformers.")
 
 
+def _hides_what_left(window: int, given: Sequence[Any]) -> bool:
+    """Whether masks among what a block is given hide from the second and third of three positions the keys that have
+    left the window. Attention without masks of this kind (flash) is told the window itself."""
+    for mask in given:
+        if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-2:] == (3, window + 2):
+            left = torch.stack([mask[..., 1, 0], mask[..., 2, 0], mask[..., 2, 1]])
+            return not bool(left.any()) if mask.dtype == torch.bool else bool((left < -1e4).all())
+    return True
+
+
 def _adapters(model: PreTrainedModel) -> list[str]:
     """Which of PEFT's adapters, if any, take part in the model's passes right now."""
     return [
@@ -133,6 +143,17 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel):
         check_mode(model)
+        try:
+            self._probe(model)
+        except EelibError:
+            raise
+        except Exception as error:  # whatever a model's own code raises where its parts are run by themselves
+            raise ModelError(
+                f"Cannot cut {type(model).__name__}: run with other blocks than its own, or position by position, it "
+                f"fails with {type(error).__name__}: {error}"
+            ) from error
+
+    def _probe(self, model: PreTrainedModel) -> None:
         parts = find_parts(model)
         self._model, self._parts, self._probed = weakref.ref(model), parts, _parts_of(model)
         self._turn = threading.RLock()
@@ -144,9 +165,11 @@ class Backbone:
         self._tap = Tap(parts.unembedding)
         recorders = nn.ModuleList(self._recorders)
         self._decoder = with_parts(model.get_submodule(parts.decoder_path), {parts.blocks_path: recorders})
+        self._cache_argument = cache_argument(self._decoder)
         blocks_path = f"{parts.decoder_path}.{parts.blocks_path}"
         self._around = with_parts(model, {blocks_path: recorders, parts.unembedding_path: self._tap})
         self._check()
+        self.unmasked_window = self._unmasked_window()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Backbone":
@@ -205,7 +228,8 @@ class Backbone:
             try:
                 if cache is not None:
                     cache.reported = start
-                self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None)
+                kept = {self._cache_argument: cache, "use_cache": cache is not None}
+                self._decoder(input_ids=input_ids, **kept)
             finally:
                 if cache is not None:
                     cache.reported = None
@@ -335,6 +359,19 @@ class Backbone:
             digest.update(name.encode())
             digest.update(values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
         return self._known_as.get(digest.hexdigest(), digest.hexdigest())
+
+    @torch.no_grad()
+    def _unmasked_window(self) -> int | None:
+        """The smallest window whose keys the cache forgets while the masks go on showing them to positions that share
+        a call; None where there is none. Seen in the masks that three positions beyond it are handed."""
+        windows = KVCache(self.model.config, 0).windows
+        for window in sorted({window for window in windows if window is not None}):
+            ids = torch.zeros(1, 3, dtype=torch.long, device=self.model.device)
+            span = self.capture(ids, window + 2, KVCache(self.model.config, 0))
+            for (args, kwargs), of_block in zip(span.calls, windows, strict=True):
+                if of_block == window and not _hides_what_left(window, [*args, *kwargs.values()]):
+                    return window
+        return None
 
     @torch.no_grad()
     def _check(self) -> None:

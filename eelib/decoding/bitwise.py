@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from eelib.backbone.kv_cache import KVCache
+from eelib.backbone.kv_cache import KVCache, cache_argument
 from eelib.backbone.packing import MAX_ROWS, cancelling
 from eelib.backbone.probing import StandIn, with_attention, with_parts
 from eelib.backbone.segments import Backbone
@@ -45,7 +45,7 @@ class RowExact:
         self._unembedding_rows = invariant_rows(backbone.unembedding)
         windows = KVCache(backbone.model.config, 0).windows
         blocks = (
-            with_attention(_row_exact(block), _ATTENTION, eelib_window=window)
+            with_attention(_row_exact(block) or block, _ATTENTION, eelib_window=window)
             for block, window in zip(backbone.blocks, windows, strict=True)
         )
         self.blocks, self.at_once = nn.ModuleList(blocks), MAX_ROWS
@@ -78,7 +78,7 @@ class RowExact:
     def _keeps_bits(self, backbone: Backbone) -> bool:
         """Whether positions after a prompt, several at once, get the logits that the model itself gives them one by
         one, with a cache of its own."""
-        model, n_blocks = backbone.model, backbone.n_blocks
+        model, n_blocks, kept = backbone.model, backbone.n_blocks, cache_argument(backbone.model)
         generator = torch.Generator().manual_seed(0)
         for n_rows, prompt in ((2, 5), (3, 17), (5, 30), (9, 41)):
             text = torch.randint(backbone.vocab_size, (1, prompt + n_rows), generator=generator).to(model.device)
@@ -91,7 +91,7 @@ class RowExact:
                 found.append(backbone.run(0, n_blocks, span.hidden, span, self.blocks))
             logits = self.unembed(backbone, torch.cat(found, dim=1))
             for i, token in enumerate(text[:, prompt:].split(1, dim=1)):
-                own = model(token, past_key_values=own.past_key_values, use_cache=True)
+                own = model(token, use_cache=True, **{kept: getattr(own, kept)})
                 if not torch.equal(own.logits[0, -1], logits[0, i]):
                     return False
         return True
@@ -154,15 +154,34 @@ def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> li
     return [row.view(*x.shape[:-2], 1, -1) for row in x.reshape(-1, x.shape[-1]).split(1)]
 
 
-def _row_exact(module: nn.Module) -> nn.Module:
-    """A block, or a part of one, as a copy that shares its parameters, products and activations exact row by row."""
+class _Alone(StandIn):
+    """Takes rows [1, row, width] one by one: a part that mixes them on its way, as experts do, or of unknown kind."""
+
+    def forward(self, x: Tensor, *args, **kwargs):
+        if x.ndim != 3 or x.shape[1] == 1:
+            return self.original(x, *args, **kwargs)
+        found = [self.original(row, *args, **kwargs) for row in row_groups(x, frozenset())]
+        if isinstance(found[0], tuple):  # beside the states, what only training looks at
+            return torch.cat([each[0] for each in found], dim=1), *found[-1][1:]
+        return torch.cat(found, dim=1)
+
+
+def _row_exact(module: nn.Module) -> nn.Module | None:
+    """A block, or a part of one, as a copy that shares its parameters, products and activations exact row by row; None
+    for a part that is no such thing (a router, experts in one tensor), whose parent then takes rows one by one."""
     weight = getattr(module, "weight", None)
     if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
-        rows = invariant_rows(module)
+        try:
+            rows = invariant_rows(module)
+        except Exception:  # whatever a part raises that is no product of rows with its weight
+            return None
         return module if len(rows) == MAX_ROWS - 1 else _Rows(module, rows)
+    if any(parameter.ndim > 2 for parameter in module.parameters(recurse=False)):
+        return None
     if not any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
         return _Activation(module)
-    return with_parts(module, {name: _row_exact(child) for name, child in module.named_children()})
+    parts = {name: _row_exact(child) for name, child in module.named_children()}
+    return _Alone(module) if None in parts.values() else with_parts(module, parts)
 
 
 def _attention_row_by_row(

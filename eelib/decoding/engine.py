@@ -62,9 +62,12 @@ def generate(
         ModelError: a model that cannot be cut.
     """
 
+    given = frozenset(generate_kwargs)
+
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
-        return _decode(DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer), session)
+        call = DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer, given)
+        return _decode(call, session)
 
     try:
         model, mask = unwrapped(model), attention_mask(input_ids)

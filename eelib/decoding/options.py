@@ -1,5 +1,6 @@
 """Generation options: what is passed on to transformers in another form, and what is refused by name."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers.cache_utils import Cache
 
 from eelib.errors import InvalidInputError, UnsupportedError
 
@@ -32,7 +34,8 @@ _REFUSED_ARGUMENTS = (
     "synced_gpus",
 )  # fmt: skip
 
-_USED_OR_HARMLESS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_USED_OR_HARMLESS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}
+_added: weakref.WeakKeyDictionary[PreTrainedModel, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -60,30 +63,54 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
     return kwargs | {"stopping_criteria": StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), stop])}
 
 
+def added_by_transformers(model: PreTrainedModel) -> frozenset[str]:
+    """The names of the arguments that transformers itself hands a custom `generate` of this model, asked once for one
+    token: they differ by model and version, and are nobody's wish."""
+    if model not in _added:
+        found = []
+
+        def look(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+            found.append(frozenset(model_kwargs))
+            return input_ids
+
+        model.generate(torch.zeros(1, 1, dtype=torch.long, device=model.device), custom_generate=look, max_new_tokens=1)
+        _added[model] = found[0]
+    return _added[model]
+
+
 def attended(
-    input_ids: Int[Tensor, "batch position"], config: GenerationConfig, model_kwargs: dict[str, Any]
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch position"],
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    given: frozenset[str] | None,
 ) -> Bool[Tensor, " position"]:
     """Which tokens of the prompt the model reads. Masked ones change nothing, so the engine does not feed them.
 
     Transformers masks padding tokens by itself where no mask is given and padding is not the end of text, also in the
     middle of a prompt.
 
+    Args:
+        model_kwargs: what transformers hands a custom `generate`.
+        given: the names of those that are the caller's own, where that is known.
+
     Raises:
         UnsupportedError: an option or an input that this engine does not offer.
     """
+    own = added_by_transformers(model) - (given or frozenset())
     for name, refused in _REFUSED.items():
         if refused(config):
             raise UnsupportedError(f"{name}={getattr(config, name)} is not supported by this engine; leave it out.")
     for name, value in model_kwargs.items():
-        if name not in _USED_OR_HARMLESS and value is not None:
+        if isinstance(value, Cache):
+            if value.get_seq_length() > 0:
+                raise UnsupportedError(f"A filled {name} is not supported: give the whole prompt.")
+        elif value is not None and name not in _USED_OR_HARMLESS | own:
             raise UnsupportedError(f"{name} is not supported: this engine hands the model token ids only.")
     if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise UnsupportedError(
             f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt a call."
         )
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise UnsupportedError("A filled past_key_values is not supported: give the whole prompt.")
     mask = model_kwargs.get("attention_mask")  # transformers drops a mask that is all ones
     mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()
     if mask.shape != input_ids.shape or mask[0, -1] == 0:
@@ -93,6 +120,8 @@ def attended(
         )
     positions = model_kwargs.get("position_ids")
     expected = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    if positions is not None and "position_ids" in own and positions.ndim > 2:
+        positions = None  # one for text, height and width: the model makes them itself
     if positions is not None and not torch.equal(positions.to(expected.device), expected):
         raise UnsupportedError("position_ids other than the tokens' places in the text are not supported.")
     return mask[0].bool()

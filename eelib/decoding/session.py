@@ -86,6 +86,7 @@ class DecodingCall:
     verify: whether exits are drafts that the full model verifies, or final.
     exact: whether verification has the bits of decoding one token at a time; None: where that costs next to nothing.
     streamer: gets the prompt and each token once it is final.
+    given: the names of the generation arguments that the caller gave; None where that is not known.
     """
 
     model: PreTrainedModel
@@ -99,6 +100,7 @@ class DecodingCall:
     verify: bool = True
     exact: bool | None = None
     streamer: BaseStreamer | None = None
+    given: frozenset[str] | None = None
 
 
 class Session:
@@ -136,7 +138,7 @@ class Session:
                 )
         self.backbone = Backbone.of(call.model)
         check_mode(call.model)
-        self._read = attended(call.input_ids, call.generation_config, call.model_kwargs)
+        self._read = attended(call.model, call.input_ids, call.generation_config, call.model_kwargs, call.given)
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
             raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
@@ -201,9 +203,16 @@ class Session:
         return DecodingOutput(self.tokens, pd.DataFrame(self._rows, columns=list(TRACE_COLUMNS)), stats)
 
     def _check_lengths(self) -> None:
-        """Refuses a text that may get so long that positions passed change: then what is verified together, or was
-        drafted before, is not what the model would have made of it one by one."""
+        """Refuses a text that may get so long that what is verified together is not what the model would have made of
+        it one by one."""
         lengths, longest = self.backbone.lengths, self.call.generation_config.max_length - 1 - self._unread
+        window = self.backbone.unmasked_window
+        if window is not None and longest > window and type(self.policy) is not Never:
+            raise UnsupportedError(
+                f"A text of up to {longest} tokens: this model's cache forgets what left a window of {window}, but its "
+                "masks show it to positions that share a call. Set max_new_tokens or max_length so that it stays "
+                "within, or decode with eelib.Never()."
+            )
         if lengths is None or longest <= lengths.same_up_to:
             return
         if not (lengths.same_beyond and int(self._read.sum()) > lengths.same_up_to):

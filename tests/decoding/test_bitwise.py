@@ -1,9 +1,12 @@
 """Bit for bit: what is verified together has the bits that it would have alone."""
 
+import inspect
+
 import pytest
 import torch
 from tiny import FAMILIES, N_BLOCKS, own_text, prompts, random_heads, tiny_model
 from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import eelib
 from eelib.backbone.segments import Backbone
@@ -153,3 +156,29 @@ def test_exact_by_default_where_it_costs_next_to_nothing(bf16, monkeypatch):
 def test_what_exact_costs_is_timed(bf16, llama):
     assert -1 < frontier._cost_of_exact(Backbone.of(bf16)) < 100
     assert not frontier.exact_is_affordable(Backbone.of(llama))  # float64: equal anyhow
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "granitemoe", "qwen2_moe"])
+def test_experts_take_rows_one_by_one(family):
+    """Their routers are no products of rows with a weight, and how experts add up depends on who shares a call."""
+    sizes = {
+        "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 4, "intermediate_size": 48, "moe_intermediate_size": 16, "num_local_experts": 4,
+        "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+        "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1, "initializer_range": 0.3,
+        "max_position_embeddings": 256,
+    }  # fmt: skip
+    cls = CONFIG_MAPPING[family]
+    known = set(inspect.signature(cls.__init__).parameters) | set(cls.attribute_map)
+    torch.manual_seed(0)
+    config = cls(**{name: size for name, size in sizes.items() if name in known})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    model.set_experts_implementation("eager")
+    for prompt in prompts(2):
+        options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        try:
+            out = eelib.generate(model, prompt, policy=eelib.FixedExit(2, 3), exact=True, **options)
+        except UnsupportedError:  # by name, where this machine cannot
+            continue
+        assert torch.equal(out.sequences, model.generate(prompt, **options))

@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 import eelib
+from eelib.backbone.kv_cache import cache_argument
 from eelib.errors import EelibError, InvalidInputError, UnsupportedError
 
 POLICY = eelib.Confidence("max_prob", (0.3, 0.3, 0.3), back_off=False)
@@ -49,11 +50,11 @@ def test_batches_are_refused(llama):
 
 
 def test_a_filled_cache_is_refused_and_an_empty_one_is_not(llama):
-    cache = DynamicCache()
-    eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), max_new_tokens=3, past_key_values=cache)
-    llama(prompts(1)[0][:, :4], past_key_values=cache)
-    with pytest.raises(UnsupportedError, match="past_key_values"):
-        eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), max_new_tokens=3, past_key_values=cache)
+    given = {cache_argument(llama): DynamicCache()}
+    eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), max_new_tokens=3, **given)
+    llama(prompts(1)[0][:, :4], **given)
+    with pytest.raises(UnsupportedError, match="A filled "):
+        eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), max_new_tokens=3, **given)
 
 
 def test_generation_configs_lengths_and_ends(model):
