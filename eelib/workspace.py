@@ -76,7 +76,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     So a killed or failed run leaves no half-written file under the final name, and an earlier result stays.
     """
-    path = Path(path)
+    path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:

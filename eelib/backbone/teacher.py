@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from eelib.backbone.segments import Backbone, pad
 from eelib.errors import TeacherError
-from eelib.workspace import atomic_write
+from eelib.workspace import atomic_write, expanded
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Teacher:
         self.model, self.backbone = model, Backbone.of(model)
         self.depths = self.backbone.check_depths(depths)
         key = f"{self.backbone.fingerprint()} {model.dtype} {self.depths}".encode()
-        self.folder = None if folder is None else Path(folder) / hashlib.sha256(key).hexdigest()[:12]
+        self.folder = None if folder is None else expanded(folder) / hashlib.sha256(key).hexdigest()[:12]
 
     def outputs(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None) -> TeacherOutputs:
         """The outputs on the positions of the sequences [position] that the masks let through (None: all)."""

@@ -17,7 +17,7 @@ from eelib.confidence.separation import curve_of
 from eelib.errors import InvalidInputError
 from eelib.settings import Number, settle
 from eelib.statistics import mean_interval, ratio_interval
-from eelib.workspace import atomic_write
+from eelib.workspace import atomic_write, expanded
 
 METHODS = ("empirical", "cascade", "risk")
 _CHANCE = Number(above=0, below=1)
@@ -86,7 +86,7 @@ class Calibration:
                 metric's scores cannot reach.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(expanded(path).read_text(encoding="utf-8"))
             inside, table = content.pop("digest"), pd.DataFrame(content.pop("table"))
             lists = {name: tuple(content.pop(name)) for name in ("depths", "thresholds")}
             found = cls(**lists, **content, table=table)

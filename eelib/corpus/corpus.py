@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone.teacher import Teacher
 from eelib.corpus.documents import SHORTEST, CorpusConfig, read_tokenized, write_documents
 from eelib.errors import CorpusError
-from eelib.workspace import atomic_write
+from eelib.workspace import atomic_write, expanded
 
 SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
 """Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves; but one that
@@ -42,7 +42,7 @@ class Corpus:
 
     def save(self, folder: str | Path) -> None:
         """Writes train.parquet, calibration.parquet, test.parquet (columns `tokens`, `loss_mask`) and corpus.json."""
-        folder = Path(folder)
+        folder = expanded(folder)
         for split in SPLITS:
             tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
             table = pd.DataFrame({"tokens": tokens, "loss_mask": [mask.numpy() for mask in self.loss_mask[split]]})
@@ -55,7 +55,7 @@ class Corpus:
     @classmethod
     def load(cls, folder: str | Path) -> "Corpus":
         """Raises CorpusError where there is no corpus, or one of an earlier version."""
-        folder = Path(folder)
+        folder = expanded(folder)
         files = ["corpus.json", *(f"{split}.parquet" for split in SPLITS)]
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
@@ -110,7 +110,7 @@ def load_corpus(
         TeacherError: there is no room to cache the outputs.
     """
     if config.source == "self":
-        documents = write_documents(config, model, tokenizer, None if scratch is None else Path(scratch), teacher)
+        documents = write_documents(config, model, tokenizer, None if scratch is None else expanded(scratch), teacher)
     else:
         documents = read_tokenized(config, tokenizer)
     splits, loss_mask = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}

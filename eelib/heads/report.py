@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from eelib.workspace import expanded
+
 
 class Report:
     """Rows of a table that grows, written to files as they come.
@@ -19,7 +21,8 @@ class Report:
     def __init__(self, rows: list[dict], log: str | Path | None, tensorboard: str | Path | None, writes: bool):
         self.rows, self.log, self.board = rows, None, None
         if log is not None and writes:
-            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            log = expanded(log)
+            log.parent.mkdir(parents=True, exist_ok=True)
             self.log = open(log, "w", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
         if tensorboard is not None and writes:
             from torch.utils.tensorboard import SummaryWriter

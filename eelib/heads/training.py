@@ -26,7 +26,7 @@ from eelib.heads.lessons import Batches, Lesson, in_a_row
 from eelib.heads.loss import LOSSES, DistillationLoss
 from eelib.heads.report import Report
 from eelib.settings import COUNT, POSITIVE, SEED, Number, settle
-from eelib.workspace import atomic_write
+from eelib.workspace import atomic_write, expanded
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def train_heads(
         raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
     teacher = Teacher(model, heads.depths) if teacher is None else teacher
     heads.float().requires_grad_(True)
-    run = _Run(heads, config, sequences, loss_mask, None if checkpoint is None else Path(checkpoint))
+    run = _Run(heads, config, sequences, loss_mask, None if checkpoint is None else expanded(checkpoint))
     run.restore()
     state = PartialState()
     steps = Batches(

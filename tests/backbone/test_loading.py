@@ -34,11 +34,14 @@ def test_folder(folder, dtype, expected):
     assert logits.shape == (1, 2, 8) and logits.isfinite().all()
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_large_products_are_not_made_in_16_bits_where_these_are_slow(monkeypatch, amx):
+@pytest.mark.parametrize("amx, avx512, kept", [
+    (True, False, ("bfloat16", "float16")), (False, True, ("bfloat16",)), (False, False, ()),
+])  # fmt: skip
+def test_large_products_are_not_made_in_16_bits_where_these_are_slow(monkeypatch, amx, avx512, kept):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     for dtype in ("bfloat16", "float16"):
-        assert loading.batch_dtype(dtype, "cpu") == (dtype if amx else "float32")
+        assert loading.batch_dtype(dtype, "cpu") == (dtype if dtype in kept else "float32")
     assert [loading.batch_dtype(dtype, "cpu") for dtype in ("float32", "float64")] == ["float32", "float64"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert loading.batch_dtype("bfloat16") == "bfloat16", "a GPU has no such trouble"

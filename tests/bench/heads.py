@@ -102,7 +102,9 @@ def held_out(model, tokenizer, n: int = 36, new: int = 128) -> tuple[list[torch.
     """The model's greedy answers to the last n GSM8K questions and n HellaSwag contexts, and where it speaks."""
     asked = []
     for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
-        rows = [json.loads(r) for r in (PROJECT / f"data/benchmarks/{name}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(r) for r in (PROJECT / f"data/benchmarks/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         asked += [row[field] for row in rows[-n:]]
     return answers(model, tokenizer, asked, new, batch_size=n)
 
