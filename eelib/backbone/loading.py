@@ -58,9 +58,9 @@ def load_model(
 def batch_dtype(dtype: str, device: str | torch.device | None = None) -> str:
     """The type to use in place of `dtype` for work made of large matrix products: writing a corpus, training.
 
-    That is `dtype` itself, but float32 for a 16-bit type on a CPU without instructions for it, where products in it take
-    2 to 4 times float32's time; with them a half to a fifth (measured on AMX and on avx512_bf16). Decoding one sequence
-    waits for memory and keeps its type.
+    That is `dtype` itself, but float32 for a 16-bit type on a CPU without instructions for it, where products in it
+    take 2 to 4 times float32's time; with them a half to a fifth (measured on AMX and on avx512_bf16). Decoding one
+    sequence waits for memory and keeps its type.
     """
     if _device(device).type != "cpu" or dtype not in ("bfloat16", "float16") or torch.cpu._is_amx_tile_supported():
         return dtype

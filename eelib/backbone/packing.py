@@ -65,7 +65,7 @@ class _Product:
         self.weight = _pack(torch.cat([layer.weight.detach() for layer in layers]))
         biases = [layer.bias for layer in layers]
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        self.stamps = [_stamp(layer) for layer in layers]
+        self.stamps = [_stamp(layer, name) for layer in layers for name in ("weight", "bias")]
         self.samples = [_sample(layer) for layer in layers]
         self.rows = equal_rows(layers)
         self.last: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()
@@ -74,7 +74,12 @@ class _Product:
     def fresh(self) -> bool:
         """Whether no weight or bias was replaced or written to since. What is written behind torch's count of changes
         (`weight.data += ...`) shows in a sample of the values, which is looked at when a context begins."""
-        return all(_stamp(layer) == stamp for layer, stamp in zip(self.layers, self.stamps, strict=True))
+        for held, name, tensor, address, version in self.stamps:
+            if held[name] is not tensor:
+                return False
+            if tensor is not None and (tensor.data_ptr() != address or _version(tensor) != version):
+                return False
+        return True
 
     def unchanged(self) -> bool:
         samples = zip(self.layers, self.samples, strict=True)
@@ -314,8 +319,11 @@ def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[n
     return groups + [[layer] for layer in layers if id(layer) not in grouped]
 
 
-def _stamp(layer: nn.Module) -> tuple:
-    return tuple(None if t is None else (t.data_ptr(), _version(t)) for t in (layer.weight, layer.bias))
+def _stamp(layer: nn.Module, name: str) -> tuple:
+    """Where a layer holds a tensor, and what tells whether it is still that one, and unchanged."""
+    held = next(each for each in (layer._parameters, layer._buffers) if name in each)
+    tensor = held[name]
+    return held, name, tensor, *((None, None) if tensor is None else (tensor.data_ptr(), _version(tensor)))
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -333,4 +341,9 @@ def _pack(weight: Tensor) -> Tensor:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _operator()(x, weight, bias, "none", [], "")
+
+
+@functools.cache
+def _operator() -> Callable:
+    return torch.ops.mkldnn._linear_pointwise.default  # by its overload, which takes less time to find
