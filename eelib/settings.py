@@ -3,7 +3,7 @@ where they enter, before any long work."""
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,17 @@ def flag(name: str, value: Any) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     raise InvalidInputError(f"{name}={value!r}: expected True or False.")
+
+
+def check_known(what: str, value: Any, known: Collection[str]) -> str:
+    """The value, if it is one of the known names.
+
+    Raises:
+        InvalidInputError: it is not; the message has all of them.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise InvalidInputError(f"Unknown {what} {value!r}: expected one of {', '.join(known)}.")
+    return value
 
 
 def settle(config: object, **checks: Callable[[str, Any], Any]) -> None:

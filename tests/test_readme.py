@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from tiny import PROJECT, tiny_model
@@ -52,3 +53,10 @@ def test_usage_runs_on_a_little_text(usage, stand_in, tmp_path):
 @pytest.mark.timeout(1800)
 def test_usage_runs_as_it_is_written(usage, stand_in, tmp_path):
     run(usage.replace(NAME, stand_in), tmp_path)
+
+
+def test_how_many_architectures_decode_is_what_the_table_says():
+    outcomes = pd.read_csv(PROJECT / "docs" / "results" / "architectures.csv").outcome.value_counts()
+    said = f"{outcomes['equal']} of {outcomes.sum()} architectures decode, {outcomes['refused']} are refused"
+    assert said in " ".join((PROJECT / "README.md").read_text(encoding="utf-8").split())
+    assert not outcomes.get("raw", 0) and not outcomes.get("another text", 0)

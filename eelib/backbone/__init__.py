@@ -4,7 +4,18 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["loading", "probing", "segments", "kv_cache", "packing", "int8", "teacher", "tokens"],
+    submodules=[
+        "loading",
+        "probing",
+        "segments",
+        "kv_cache",
+        "packing",
+        "int8",
+        "teacher",
+        "tokens",
+        "lengths",
+        "fingerprints",
+    ],
     submod_attrs={
         "loading": ["load_model"],
         "segments": ["Backbone"],

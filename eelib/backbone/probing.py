@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from eelib.errors import ModelError
+from eelib.errors import InvalidInputError, ModelError
 
 
 class StandIn(nn.Module):
@@ -175,6 +175,31 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
         probe=probe,
         logits=logits,
     )
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside what `torch.compile`, PEFT or data parallelism wraps it in; adapters stay in it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    inside = model
+    for _ in range(4):
+        if isinstance(inside, PreTrainedModel):
+            return inside
+        if hasattr(inside, "get_base_model"):
+            inside = inside.get_base_model()
+        else:
+            inside = getattr(inside, "_orig_mod", getattr(inside, "module", None))
+    raise ModelError(f"A {type(model).__name__}: expected a causal language model of transformers.")
+
+
+def check_mode(model: PreTrainedModel) -> None:
+    """Raises InvalidInputError for a model in training mode that draws dropout: what it says is chance's."""
+    config = model.config.get_text_config().to_dict()
+    rates = [value for name, value in config.items() if "drop" in name and isinstance(value, float)]
+    if model.training and any(rate > 0 for rate in rates):
+        raise InvalidInputError("The model is in training mode and draws dropout: call model.eval() first.")
 
 
 def _decoder_of(model: PreTrainedModel, path: str) -> str:

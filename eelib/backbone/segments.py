@@ -4,7 +4,6 @@ Nothing here knows an architecture by name: what surrounds the blocks is the mod
 the blocks' places, and a model whose parts do not add up to its own logits is refused.
 """
 
-import hashlib
 import operator
 import threading
 import weakref
@@ -14,13 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate.utils import align_module_device
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from eelib.backbone import fingerprints
 from eelib.backbone.kv_cache import KVCache, cache_argument
-from eelib.backbone.probing import Recorder, Tap, find_parts, with_parts
+from eelib.backbone.lengths import hides_what_left, lengths_of_positions
+from eelib.backbone.probing import Recorder, Tap, check_mode, find_parts, unwrapped, with_parts
 from eelib.errors import EelibError, InvalidInputError, ModelError, UnsupportedError
 from eelib.settings import COUNT, Number
 
@@ -37,78 +37,6 @@ class Span:
     length: int
     hidden: Tensor
     calls: list[tuple[tuple, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Where a model's positions depend on how long the text is.
-
-    kind: of rotary table ("longrope", "dynamic"). same_up_to: positions of a text up to which they do not depend on it.
-    same_beyond: whether those of any longer text are the same again.
-    """
-
-    kind: str
-    same_up_to: int
-    same_beyond: bool
-
-
-def _lengths_of_positions(config: PreTrainedConfig) -> Lengths | None:
-    """None where positions never depend on the length."""
-    given = getattr(config, "rope_parameters", None) or {}
-    found = []
-    for table in [given] if "rope_type" in given else [t for t in given.values() if isinstance(t, dict)]:
-        kind = table.get("rope_type") or ""
-        if kind == "longrope":
-            limit = table.get("original_max_position_embeddings") or config.original_max_position_embeddings
-            found.append(Lengths(kind, limit, same_beyond=True))
-        elif "dynamic" in kind:
-            found.append(Lengths(kind, config.max_position_embeddings, same_beyond=False))
-    return min(found, key=lambda lengths: lengths.same_up_to, default=None)
-
-
-def check_mode(model: PreTrainedModel) -> None:
-    """Raises InvalidInputError for a model in training mode that draws dropout: what it says is chance's."""
-    config = model.config.get_text_config().to_dict()
-    rates = [value for name, value in config.items() if "drop" in name and isinstance(value, float)]
-    if model.training and any(rate > 0 for rate in rates):
-        raise InvalidInputError("The model is in training mode and draws dropout: call model.eval() first.")
-
-
-def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside what `torch.compile`, PEFT or data parallelism wraps it in; adapters stay in it.
-
-    Raises:
-        ModelError: there is none.
-    """
-    inside = model
-    for _ in range(4):
-        if isinstance(inside, PreTrainedModel):
-            return inside
-        if hasattr(inside, "get_base_model"):
-            inside = inside.get_base_model()
-        else:
-            inside = getattr(inside, "_orig_mod", getattr(inside, "module", None))
-    raise ModelError(f"A {type(model).__name__}: expected a causal language model of transformers.")
-
-
-def _hides_what_left(window: int, given: Sequence[Any]) -> bool:
-    """Whether masks among what a block is given hide from the second and third of three positions the keys that have
-    left the window. Attention without masks of this kind (flash) is told the window itself."""
-    for mask in given:
-        if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-2:] == (3, window + 2):
-            left = torch.stack([mask[..., 1, 0], mask[..., 2, 0], mask[..., 2, 1]])
-            return not bool(left.any()) if mask.dtype == torch.bool else bool((left < -1e4).all())
-    return True
-
-
-def _adapters(model: PreTrainedModel) -> list[str]:
-    """Which of PEFT's adapters, if any, take part in the model's passes right now."""
-    return [
-        f"{name}: {module.active_adapters}"
-        for name, module in model.named_modules()
-        if getattr(module, "active_adapters", None) and getattr(module, "disable_adapters", None) is False
-        and isinstance(module.active_adapters, list)
-    ]  # fmt: skip
 
 
 def _parts_of(model: PreTrainedModel) -> tuple:
@@ -158,7 +86,7 @@ class Backbone:
         self._model, self._parts, self._probed = weakref.ref(model), parts, _parts_of(model)
         self._turn = threading.RLock()
         self._known_as: dict[str, str] = {}  # fingerprints of the same checkpoint in another type
-        self.lengths = _lengths_of_positions(model.config.get_text_config())
+        self.lengths = lengths_of_positions(model.config.get_text_config())
         self.blocks, self.final_norm, self.unembedding = parts.blocks, parts.final_norm, parts.unembedding
         self.hidden_size = parts.hidden_size
         self._recorders = [Recorder(block, parts.n_returned) for block in parts.blocks]
@@ -325,40 +253,19 @@ class Backbone:
         return depths
 
     def state(self) -> list:
-        """What shows that a weight was written to since, without reading them all: torch's count of changes, a sketch
-        of the values, and which adapters take part."""
-        tensors = [parameter.detach() for parameter in self.model.parameters()]
-        counts = [(t.data_ptr(), t._version) for t in tensors if not t.is_inference()]
-        return [*counts, *self.sketch(), *_adapters(self.model)]
-
-    def sketch(self) -> list[float]:
-        """The middle value of every parameter that is in memory: what tells checkpoints apart, to the rounding of a
-        type."""
-        tensors = [parameter.detach() for parameter in self.model.parameters() if parameter.device.type != "meta"]
-        return torch.stack([t.flatten()[t.numel() // 2].float() for t in tensors]).tolist()
+        """What shows that a weight was written to since, without reading them all."""
+        return fingerprints.state(self.model)
 
     def recognise(self, fingerprint: str, sketch: Sequence[float]) -> None:
-        """Takes over the fingerprint of the same checkpoint in another type, where their sketches are equal up to the
-        rounding of bfloat16 and to the least that float16 holds. A fingerprint is the same in float32 and bfloat16; in
-        float16, values round twice."""
-        own = self.sketch()
-        if len(own) == len(sketch) and np.allclose(own, sketch, rtol=2**-8, atol=2**-14):
+        """Takes over the fingerprint of the same checkpoint in another type, if its sketch is like this model's. A
+        fingerprint is the same in float32 and bfloat16; in float16, values round twice."""
+        if fingerprints.alike(sketch, fingerprints.sketch(self.model)):
             self._known_as[self.fingerprint()] = fingerprint
 
     def fingerprint(self) -> str:
         """SHA-256 over unembedding, final norm and a sample of every tensor, the same for each dtype of one model."""
-        digest = hashlib.sha256("".join(_adapters(self.model)).encode())
-        whole = {id(p) for module in (self.unembedding, self.final_norm) for p in module.parameters()}
-        for name, parameter in sorted(self.model.named_parameters()):
-            path, _, own_name = name.rpartition(".")
-            module = self.model.get_submodule(path)
-            with align_module_device(module):  # brings back weights that accelerate keeps on another device or the disk
-                values = getattr(module, own_name).detach().flatten()
-            if id(parameter) not in whole:
-                values = values[:: max(1, values.numel() // 1024)]
-            digest.update(name.encode())
-            digest.update(values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
-        return self._known_as.get(digest.hexdigest(), digest.hexdigest())
+        found = fingerprints.fingerprint(self.model, (self.unembedding, self.final_norm))
+        return self._known_as.get(found, found)
 
     @torch.no_grad()
     def _unmasked_window(self) -> int | None:
@@ -369,7 +276,7 @@ class Backbone:
             ids = torch.zeros(1, 3, dtype=torch.long, device=self.model.device)
             span = self.capture(ids, window + 2, KVCache(self.model.config, 0))
             for (args, kwargs), of_block in zip(span.calls, windows, strict=True):
-                if of_block == window and not _hides_what_left(window, [*args, *kwargs.values()]):
+                if of_block == window and not hides_what_left(window, [*args, *kwargs.values()]):
                     return window
         return None
 

@@ -1,7 +1,7 @@
 """Token ids as people have them (a tokenizer's encoding, lists, numpy, one dimension or two), made what the engine
 takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
     Raises:
         InvalidInputError: something else, rows of different lengths, or ids that the model does not have.
     """
-    if isinstance(given, Mapping) or hasattr(given, "input_ids"):
-        given = given["input_ids"] if isinstance(given, Mapping) else given.input_ids
+    if isinstance(given, Mapping):
+        given = given.get("input_ids")
+    elif hasattr(given, "input_ids"):
+        given = given.input_ids
     if given is None or isinstance(given, str | bytes):
         raise InvalidInputError(f"{name}={given!r}: expected token ids, such as tokenizer(text).input_ids.")
     try:
@@ -63,14 +65,14 @@ def sequences_of(given: Any, vocab_size: int | None = None) -> list[Int[Tensor, 
         InvalidInputError: what `token_ids` refuses.
     """
     if isinstance(given, Mapping):
-        rows, masks = given["input_ids"], given.get("attention_mask")
+        rows, masks = given.get("input_ids"), given.get("attention_mask")
         rows = sequences_of(rows, vocab_size)
         if masks is None:
             return rows
         return [row[torch.as_tensor(mask).bool()] for row, mask in zip(rows, masks, strict=True)]
     if isinstance(given, Tensor | np.ndarray):
         return list(token_ids(given, "sequences", vocab_size))
-    if given is None or isinstance(given, str | bytes):
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
         raise InvalidInputError(f"sequences={given!r}: expected token ids, one sequence a text.")
     given = list(given)
     if given and all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in given):

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from eelib.backbone.segments import Backbone, pad
-from eelib.errors import CorpusError, InvalidInputError, TrainingError
+from eelib.errors import CorpusError, TrainingError
 from eelib.heads.training import Report
-from eelib.settings import COUNT, POSITIVE, SEED, SHARE, Number, flag, settle
+from eelib.settings import COUNT, POSITIVE, SEED, SHARE, Number, check_known, flag, settle
 
 CURRICULA = ("rotational", "gradual")
 
@@ -59,8 +59,7 @@ class LayerSkipConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.curriculum not in CURRICULA:
-            raise InvalidInputError(f"Unknown curriculum {self.curriculum!r}: expected one of {', '.join(CURRICULA)}.")
+        check_known("curriculum", self.curriculum, CURRICULA)
         below_1 = Number(least=0, below=1)
         settle(self, steps=COUNT, batch_size=COUNT, rotation=COUNT, seed=SEED, from_scratch=flag)
         settle(self, learning_rate=POSITIVE, max_grad_norm=POSITIVE, warmup=below_1, p_max=below_1, e_scale=SHARE)

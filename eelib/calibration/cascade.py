@@ -33,7 +33,10 @@ class HeadScores:
         Raises InvalidInputError for an unknown metric, scores that are NaN, or heads whose rows are not of the same
         tokens in the same order; CorpusError for empty traces.
         """
-        if metric not in traces or not pd.api.types.is_float_dtype(traces[metric]):
+        if not isinstance(traces, pd.DataFrame) or not {"depth", "sequence", "position", "agrees"} <= set(traces):
+            found = list(traces) if isinstance(traces, pd.DataFrame) else type(traces).__name__
+            raise InvalidInputError(f"Traces that are {found}: expected a table as `record_traces` returns it.")
+        if not isinstance(metric, str) or metric not in traces or not pd.api.types.is_float_dtype(traces[metric]):
             scores = [name for name, values in traces.items() if pd.api.types.is_float_dtype(values)]
             raise InvalidInputError(f"Unknown metric {metric!r}: expected one of {', '.join(scores)}.")
         if traces.empty:

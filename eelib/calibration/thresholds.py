@@ -15,7 +15,7 @@ from eelib.calibration.risk_control import control_risk
 from eelib.confidence.metrics import check_thresholds
 from eelib.confidence.separation import curve_of
 from eelib.errors import InvalidInputError
-from eelib.settings import Number, settle
+from eelib.settings import Number, check_known, settle
 from eelib.statistics import mean_interval, ratio_interval
 from eelib.workspace import atomic_write, expanded
 
@@ -181,10 +181,8 @@ def find_thresholds(
 
 
 def _check_promise(method: str, target: str) -> None:
-    if method not in METHODS:
-        raise InvalidInputError(f"Unknown calibration method {method!r}: expected one of {', '.join(METHODS)}.")
-    if target not in TARGETS:
-        raise InvalidInputError(f"Unknown target {target!r}: expected one of {', '.join(TARGETS)}.")
+    check_known("calibration method", method, METHODS)
+    check_known("target", target, TARGETS)
 
 
 def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def register_metric(
 
 def check_metric(metric: str) -> str:
     """The metric's name, if it is known. Raises InvalidInputError otherwise."""
-    if metric not in _KNOWN:
+    if not isinstance(metric, str) or metric not in _KNOWN:
         raise InvalidInputError(
             f"Unknown metric {metric!r}: expected one of {', '.join(_KNOWN)}, or register_metric makes yours known."
         )

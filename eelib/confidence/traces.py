@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from eelib.backbone.segments import Backbone, check_mode, pad
+from eelib.backbone.probing import check_mode
+from eelib.backbone.segments import Backbone, pad
 from eelib.backbone.tokens import sequences_of
 from eelib.confidence.metrics import confidence, known_metrics
 from eelib.errors import CorpusError

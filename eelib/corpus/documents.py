@@ -21,7 +21,7 @@ from eelib.corpus.generation import generate_texts
 from eelib.corpus.prompts import Opening, given_prompts, invent_prompts, openings
 from eelib.corpus.reading import read_documents
 from eelib.errors import CorpusError, InvalidInputError
-from eelib.settings import COUNT, POSITIVE, SEED, Number, flag, settle
+from eelib.settings import COUNT, POSITIVE, SEED, Number, check_known, flag, settle
 from eelib.workspace import atomic_write
 
 LOSS_ON = ("answers", "words")
@@ -74,8 +74,11 @@ class CorpusConfig:
         if self.invent and self.prompts is None:
             raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
         settle(self, prompt_temperature=POSITIVE)  # at 0 all texts would be the same
-        if self.loss_on not in LOSS_ON:
-            raise InvalidInputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSS_ON)}.")
+        check_known("loss_on", self.loss_on, LOSS_ON)
+        for name in ("source", "prompts"):
+            given = getattr(self, name)
+            if not isinstance(given, str | Path) and (name == "source" or given is not None):
+                raise InvalidInputError(f"{name}={given!r}: expected the name of a source, a file or a dataset.")
 
 
 def _temperatures(name: str, values: Sequence[float]) -> tuple[float, ...]:

@@ -15,7 +15,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from eelib.backbone.packing import packed
-from eelib.backbone.segments import Backbone, unwrapped
+from eelib.backbone.probing import unwrapped
+from eelib.backbone.segments import Backbone
 from eelib.backbone.tokens import attention_mask, token_ids
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from eelib.backbone.segments import Backbone, check_mode
+from eelib.backbone.probing import check_mode
+from eelib.backbone.segments import Backbone
 from eelib.decoding.acceptance import Draft, Greedy, Sampling
 from eelib.decoding.branches import branch
 from eelib.decoding.frontier import Frontier, exact_is_affordable
@@ -130,12 +131,10 @@ class Session:
 
     def __init__(self, call: DecodingCall):
         self.call, self.policy = call, call.policy
-        for name, kind in (("policy", Policy), ("heads", ExitHeads | None)):
-            if not isinstance(getattr(call, name), kind):
-                raise InvalidInputError(
-                    f"{name}={getattr(call, name)!r}: expected "
-                    + ("a policy, such as eelib.FixedExit(6, 4)." if name == "policy" else "ExitHeads, or None.")
-                )
+        if not isinstance(call.policy, Policy):
+            raise InvalidInputError(f"policy={call.policy!r}: expected a policy, such as eelib.FixedExit(6, 4).")
+        if not isinstance(call.heads, ExitHeads | None):
+            raise InvalidInputError(f"heads={call.heads!r}: expected ExitHeads, or None for the logit lens.")
         self.backbone = Backbone.of(call.model)
         check_mode(call.model)
         self._read = attended(call.model, call.input_ids, call.generation_config, call.model_kwargs, call.given)

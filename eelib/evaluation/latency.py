@@ -25,6 +25,10 @@ POSITIONS = (1, 2, 4, 8)
 """Verification is measured with so many positions in one call; between them seconds are interpolated."""
 
 
+STEADY = 0.15
+"""A timed run around which plain decoding changes its speed by more than this share was disturbed."""
+
+
 @dataclass(frozen=True)
 class Timings:
     """Seconds of the pieces of decoding on one machine, medians over calls.
@@ -106,7 +110,8 @@ def time_pieces(
     """Times every segment that ends or begins at a head, every head, embedding, unembedding and prefill, by decoding
     the prompts with policies that between them use each at so many positions a call. Before and after each of these
     runs the prompt is decoded plainly, and the run's seconds are taken relative to that: a slow minute then slows no
-    piece more than another. The first prompt, cut short, warms up.
+    piece more than another. Runs around which plain decoding changed its speed are left out where the same policy has
+    steadier ones. The first prompt, cut short, warms up.
 
     Args:
         prompts: [1, position] each, at least two.
@@ -119,28 +124,57 @@ def time_pieces(
         raise InvalidInputError(f"{len(prompts)} prompts: expected at least two, since the first one warms up.")
     policies = [Never(), Confidence("max_prob", (2.0,) * len(heads.depths), back_off=False)]  # asks all, in vain
     policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in positions[1:]]
-    runs: list[tuple[float, list, DecodingStats]] = []  # plain seconds a token around it, seconds of the pieces, counts
+    runs: list[_Run] = []
     for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
         options = {"do_sample": False, "max_new_tokens": max_new_tokens if number else 8}
         before = _plain_seconds(model, prompt, **options)
-        for policy in policies:
+        for which, policy in enumerate(policies):
             log: list[tuple[tuple, float]] = []
             timed = functools.partial(_Timed, log)
             stats = generate(model, prompt, heads=heads, policy=policy, session=timed, **options).stats
             after = _plain_seconds(model, prompt, **options)
             if number:
-                runs.append(((before + after) / 2, log, stats))
+                runs.append(_Run(which, before, after, log, stats))
             before = after
-    usual = float(np.median([around for around, *_ in runs]))
+    usual = float(np.median([run.around for run in runs]))
     pieces, counts, remains = defaultdict(list), [], []
-    for around, log, stats in runs:
-        for key, seconds in log:
-            pieces[key].append(seconds * usual / around)
-        counts.append((stats.rounds, stats.emitted + stats.drafted))
-        remains.append((stats.seconds - sum(seconds for _, seconds in log)) * usual / around)
+    for run in _steady(runs):
+        for key, seconds in run.log:
+            pieces[key].append(seconds * usual / run.around)
+        counts.append((run.stats.rounds, run.stats.emitted + run.stats.drafted))
+        remains.append((run.stats.seconds - sum(seconds for _, seconds in run.log)) * usual / run.around)
     per_round, per_token = np.linalg.lstsq(np.array(counts, float), np.array(remains), rcond=None)[0].clip(min=0)
     medians = {key: float(np.median(found)) for key, found in pieces.items()}
     return Timings(medians, float(per_round), float(per_token), usual)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A timed run of one policy. before, after: seconds a token of plain decoding around it. log: of the pieces."""
+
+    policy: int
+    before: float
+    after: float
+    log: list[tuple[tuple, float]]
+    stats: DecodingStats
+
+    @property
+    def around(self) -> float:
+        return (self.before + self.after) / 2
+
+    @property
+    def drift(self) -> float:
+        """By how much plain decoding changed meanwhile, as a share: another job came or went."""
+        return abs(self.before - self.after) / self.around
+
+
+def _steady(runs: Sequence[_Run]) -> list[_Run]:
+    """Of each policy the runs that nothing disturbed, or else the least disturbed one."""
+    kept = []
+    for policy in dict.fromkeys(run.policy for run in runs):
+        own = sorted((run for run in runs if run.policy == policy), key=lambda run: run.drift)
+        kept += [run for run in own if run.drift <= STEADY] or own[:1]
+    return kept
 
 
 def _plain_seconds(model: PreTrainedModel, prompt: Tensor, **generate_kwargs) -> float:

@@ -8,18 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eelib.backbone.fingerprints import sketch
 from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import TeacherOutputs
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
 from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
-from eelib.settings import COUNT, SEED, Number, flag, settle
+from eelib.settings import COUNT, SEED, Number, check_known, flag, settle
 
 KINDS = ("mlp", "affine", "linear", "none", "fused")
 
@@ -51,13 +53,14 @@ class HeadConfig:
     def __post_init__(self):
         settle(self, depths=_depths, width=replace(COUNT, optional=True), skip=flag, seed=SEED)
         settle(self, draft_vocab_size=Number(least=2, whole=True, optional=True))
-        if self.kind not in KINDS:
-            raise InvalidInputError(f"Unknown kind of head {self.kind!r}: expected one of {', '.join(KINDS)}.")
+        check_known("kind of head", self.kind, KINDS)
         if self.draft_vocab_size is not None and self.kind in ("linear", "none"):
             raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: leave draft_vocab_size out.")
 
 
 def _depths(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if np.ndim(values) != 1:
+        raise InvalidInputError(f"{name}={values!r}: expected numbers of blocks, such as (6, 12).")
     return tuple(COUNT(name, value) for value in values)
 
 
@@ -268,7 +271,7 @@ class ExitHeads(nn.Module):
             "revision": getattr(model.config, "_commit_hash", None),
             "fingerprint": self.backbone.fingerprint(),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "sketch": self.backbone.sketch(),
+            "sketch": sketch(self.backbone.model),
             "n_blocks": self.backbone.n_blocks,
             "heads": asdict(self.config),
             "parameters": self.parameter_count(),

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from eelib.backbone.teacher import Teacher
-from eelib.errors import CorpusError, HeadsError, InvalidInputError, TrainingError
+from eelib.errors import CorpusError, HeadsError, TrainingError
 from eelib.heads.exit_heads import ExitHeads
 from eelib.heads.lessons import Batches, Lesson, in_a_row
 from eelib.heads.loss import LOSSES, DistillationLoss
 from eelib.heads.report import Report
-from eelib.settings import COUNT, POSITIVE, SEED, Number, settle
+from eelib.settings import COUNT, POSITIVE, SEED, Number, check_known, settle
 from eelib.workspace import atomic_write, expanded
 
 
@@ -65,8 +65,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise InvalidInputError(f"Unknown loss {self.loss!r}: expected one of {', '.join(LOSSES)}.")
+        check_known("loss", self.loss, LOSSES)
         counts = ("epochs", "batch_size", "shuffle_buffer", "drafts", "log_every", "checkpoint_every")
         settle(self, **dict.fromkeys(counts, COUNT), **dict.fromkeys(("learning_rate", "max_grad_norm"), POSITIVE))
         settle(self, warmup=Number(least=0, below=1), sampled_classes=replace(COUNT, optional=True), seed=SEED)

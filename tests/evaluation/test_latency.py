@@ -8,7 +8,7 @@ from tiny import N_BLOCKS, after, own_text, prompts, random_heads, tiny_model
 
 import eelib
 from eelib.errors import InvalidInputError
-from eelib.evaluation.latency import POSITIONS, Timings, time_pieces
+from eelib.evaluation.latency import POSITIONS, Timings, _Run, _steady, time_pieces
 from eelib.evaluation.replay import Work, replay_policy
 
 TIMED = Timings(
@@ -119,3 +119,9 @@ def test_expected_speed_of_a_policy(priced):
         runs = [eelib.generate(model, p, heads=heads, policy=policy, **length).stats for p in asked]
         work = replay_policy(policy, traces, N_BLOCKS, [7] * len(asked))
         assert timings.seconds(work) == pytest.approx(sum(s.seconds for s in runs))
+
+
+def test_disturbed_runs_are_left_out_where_there_are_steadier_ones():
+    runs = [_Run(0, 1.0, 1.05, [], None), _Run(0, 1.0, 2.0, [], None), _Run(1, 1.0, 3.0, [], None)]
+    runs.append(_Run(1, 1.0, 1.5, [], None))
+    assert _steady(runs) == [runs[0], runs[3]] and runs[1].around == 1.5 and runs[1].drift == pytest.approx(2 / 3)

@@ -1,0 +1,56 @@
+"""Which checkpoint a model is, in any type, and whether its weights were written to since somebody looked."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate.utils import align_module_device
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def fingerprint(model: PreTrainedModel, whole: Sequence[nn.Module]) -> str:
+    """SHA-256 over the modules in `whole` and a sample of every other tensor, the same in float32 and bfloat16."""
+    digest = hashlib.sha256("".join(adapters(model)).encode())
+    read_whole = {id(parameter) for module in whole for parameter in module.parameters()}
+    for name, parameter in sorted(model.named_parameters()):
+        path, _, own_name = name.rpartition(".")
+        module = model.get_submodule(path)
+        with align_module_device(module):  # brings back weights that accelerate keeps on another device or the disk
+            values = getattr(module, own_name).detach().flatten()
+        if id(parameter) not in read_whole:
+            values = values[:: max(1, values.numel() // 1024)]
+        digest.update(name.encode())
+        digest.update(values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def state(model: PreTrainedModel) -> list:
+    """What shows that a weight was written to since, without reading them all: torch's count of changes, a sketch of
+    the values, and which adapters take part."""
+    tensors = [parameter.detach() for parameter in model.parameters()]
+    counts = [(t.data_ptr(), t._version) for t in tensors if not t.is_inference()]
+    return [*counts, *sketch(model), *adapters(model)]
+
+
+def sketch(model: PreTrainedModel) -> list[float]:
+    """The middle value of every parameter that is in memory: tells checkpoints apart, to the rounding of a type."""
+    tensors = [parameter.detach() for parameter in model.parameters() if parameter.device.type != "meta"]
+    return torch.stack([t.flatten()[t.numel() // 2].float() for t in tensors]).tolist()
+
+
+def alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two sketches are of one checkpoint: equal up to the rounding of bfloat16, and to the least that float16
+    holds."""
+    return len(one) == len(other) and np.allclose(one, other, rtol=2**-8, atol=2**-14)
+
+
+def adapters(model: PreTrainedModel) -> list[str]:
+    """Which of PEFT's adapters, if any, take part in the model's passes right now."""
+    return [
+        f"{name}: {module.active_adapters}"
+        for name, module in model.named_modules()
+        if getattr(module, "active_adapters", None) and getattr(module, "disable_adapters", None) is False
+        and isinstance(module.active_adapters, list)
+    ]  # fmt: skip
