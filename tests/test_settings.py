@@ -1,5 +1,7 @@
 """Settings as people give them: numpy's numbers, 1e3, strings as YAML reads them; and what is none of these."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,7 @@ def test_settings_are_settled_before_any_work(llama):
     assert (heads.depths, heads.width, heads.skip) == ((1, 3), 8, False)
     assert type(heads.width) is int and type(heads.depths[0]) is int
     corpus = eelib.CorpusConfig(documents="1e2", int8="true", temperatures=np.array([0.0, 0.5]), length=np.int32(64))
+    assert eelib.CorpusConfig(Path("a.txt")).source == "a.txt"
     assert (corpus.documents, corpus.int8, corpus.temperatures, corpus.length) == (100, True, (0.0, 0.5), 64)
     assert eelib.FixedExit(np.int64(3), 4.0) == eelib.FixedExit(3, 4)
     assert eelib.Confidence("entropy", np.array([-1.0, np.inf]), np.int64(4)).thresholds == (-1.0, float("inf"))

@@ -5,16 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "loading",
-        "probing",
-        "segments",
-        "kv_cache",
-        "packing",
-        "int8",
-        "teacher",
-        "tokens",
-        "lengths",
-        "fingerprints",
+        "loading", "probing", "segments", "lengths", "fingerprints", "tokens", "kv_cache", "packing", "int8", "teacher",
     ],
     submod_attrs={
         "loading": ["load_model"],
@@ -24,4 +15,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "int8": ["with_int8"],
         "teacher": ["TeacherOutputs", "Teacher"],
     },
-)
+)  # fmt: skip

@@ -197,7 +197,8 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 def check_mode(model: PreTrainedModel) -> None:
     """Raises InvalidInputError for a model in training mode that draws dropout: what it says is chance's."""
     config = model.config.get_text_config().to_dict()
-    rates = [value for name, value in config.items() if "drop" in name and isinstance(value, float)]
+    drops = [name for name in config if "drop" in name and "classifier" not in name]  # classifiers are no part of it
+    rates = [config[name] for name in drops if isinstance(config[name], float)]
     if model.training and any(rate > 0 for rate in rates):
         raise InvalidInputError("The model is in training mode and draws dropout: call model.eval() first.")
 

@@ -75,10 +75,13 @@ class CorpusConfig:
             raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
         settle(self, prompt_temperature=POSITIVE)  # at 0 all texts would be the same
         check_known("loss_on", self.loss_on, LOSS_ON)
-        for name in ("source", "prompts"):
-            given = getattr(self, name)
-            if not isinstance(given, str | Path) and (name == "source" or given is not None):
-                raise InvalidInputError(f"{name}={given!r}: expected the name of a source, a file or a dataset.")
+        settle(self, source=_text_of, prompts=lambda name, given: None if given is None else _text_of(name, given))
+
+
+def _text_of(name: str, source: str | Path) -> str:
+    if not isinstance(source, str | Path):
+        raise InvalidInputError(f"{name}={source!r}: expected the name of a source, a file or a dataset.")
+    return str(source)
 
 
 def _temperatures(name: str, values: Sequence[float]) -> tuple[float, ...]:

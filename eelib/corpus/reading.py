@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from eelib.errors import CorpusError
@@ -56,7 +57,7 @@ def read_documents(source: str) -> Iterator[str]:
                 yield _field(path, number, line)
     else:
         paragraph: list[str] = []
-        for _, line in (*_lines(path), (0, "")):
+        for _, line in chain(_lines(path), [(0, "")]):
             if line.strip():
                 paragraph.append(line)
             elif paragraph:

@@ -267,19 +267,31 @@ def tune(
     return Tuning(grid, runs, table, {kind: settings[number] for kind, number in winners.items()}, best)
 
 
-def chosen_settings(table: pd.DataFrame, traces: pd.DataFrame, heads: ExitHeads, metric: str) -> dict[str, Setting]:
+def chosen_settings(
+    table: pd.DataFrame,
+    traces: pd.DataFrame,
+    heads: ExitHeads,
+    metric: str,
+    *,
+    fused: tuple[pd.DataFrame, ExitHeads] | None = None,
+) -> dict[str, Setting]:
     """The settings that an earlier `tune` chose, from a table with its `settings_table`.
 
     Args:
         table: columns decoder, kind, epsilon, max_draft and deepest (DSSD), depth and draft_length (LayerSkip), lookup
-            (where drafts are looked up); rows without any of them (plain decoding) are passed over. All its rows ask
-            the same heads.
+            (where drafts are looked up); rows without any of them (plain decoding) are passed over.
         traces: of the calibration text that DSSD was tuned with, by these heads.
         heads: those of DSSD, and of the kinds that do not name the logit lens.
         metric: DSSD's.
+        fused: traces and heads of the kinds whose names begin with "fused"; None where there are none, and such rows
+            are passed over.
     """
-    found = {}
+    found, own = {}, (traces, heads)
     for row in table.to_dict("records"):
+        by_fused = str(row["kind"]).startswith("fused")
+        if by_fused and fused is None:
+            continue
+        traces, heads = fused if by_fused else own
         longest = row.get("lookup", float("nan"))
         lookup = None if pd.isna(longest) else Lookup(int(longest))
         if not pd.isna(row["epsilon"]):

@@ -79,10 +79,7 @@ class ExitHeads(nn.Module):
         self.training_record: dict = {}
         self.policy_record: dict = {}  # of `eelib.decoding.keep_policy`
         self._fingerprint: tuple[list, str] = ([], "")
-        self._of = (
-            backbone,
-            backbone.model,
-        )  # in a tuple, so that the model's weights are not registered as the heads' own
+        self._of = (backbone, backbone.model)  # a tuple, so that the model's weights are not registered here
         hidden_size, width = backbone.hidden_size, backbone.unembedding.weight.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

@@ -62,9 +62,7 @@ def chosen_ways(model, ws: eelib.Workspace, **length) -> dict:
         pd.read_parquet(ws.traces / f"{name}.parquet") for name in ("calibration", "fused_calibration")
     )
     table = pd.read_parquet(ws.results / "acceptance.parquet")
-    of_fused = table.kind.str.startswith("fused", na=False)
-    chosen = evaluation.chosen_settings(table[~of_fused], traces, heads, "entropy")
-    chosen |= evaluation.chosen_settings(table[of_fused], fused_traces, fused, "entropy")
+    chosen = evaluation.chosen_settings(table, traces, heads, "entropy", fused=(fused_traces, fused))
     ways = {"plain": evaluation.PLAIN.decoder(model, **length)}
     ways |= {name: setting.decoder(model, **length) for name, setting in chosen.items()}
     exact = ("DSSD", "LayerSkip, our heads", "fused", "fused + lookup")

@@ -61,7 +61,7 @@ def check(name: str, model: PreTrainedModel, prompts: list, folder: Path, new: i
     runs = evaluation.compare(working, prompts, reference="transformers")
     ties = evaluation.mismatches(model, runs, prompts, reference="transformers").groupby("decoder").near_tie.all()
     table = evaluation.summarise(runs)[["decoder", "equal", "speed_ratio", "tokens_per_second", "acceptance_rate"]]
-    table["near_ties_only"] = table.decoder.map(ties).fillna(True)
+    table["near_ties_only"] = [bool(ties.get(way, True)) for way in table.decoder]
     table["peak_mb"] = [peak_memory(lambda way=way: working[way](prompts[0])) / 1e6 for way in table.decoder]
     table = pd.concat([table, failed], ignore_index=True)
     return table.assign(model=name, type=str(model.dtype).removeprefix("torch."))

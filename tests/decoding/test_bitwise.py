@@ -122,17 +122,21 @@ def test_probing_for_bits_leaves_the_model_as_it_was():
 
 @pytest.fixture
 def bf16():
-    """A model in bfloat16 that can be verified bit by bit on this machine."""
+    """A model in bfloat16 that can be verified bit by bit on this machine; None where it says that it cannot, and then
+    `exact` is not the default."""
     model = tiny_model("llama", torch.bfloat16)
     try:
         RowExact.of(Backbone.of(model))
-    except UnsupportedError as error:
-        pytest.skip(str(error))
+    except UnsupportedError:
+        assert not frontier.exact_is_affordable(Backbone.of(model))
+        return None
     return model
 
 
 def test_exact_by_default_where_it_costs_next_to_nothing(bf16, monkeypatch):
     """Only where outputs would differ, timed once a model, and not where nothing is drafted."""
+    if bf16 is None:
+        return
     asked, timed = prompts(1)[0], []
     options = {"policy": eelib.FixedExit(3, 4), "max_new_tokens": 6}
 
@@ -154,7 +158,7 @@ def test_exact_by_default_where_it_costs_next_to_nothing(bf16, monkeypatch):
 
 
 def test_what_exact_costs_is_timed(bf16, llama):
-    assert -1 < frontier._cost_of_exact(Backbone.of(bf16)) < 100
+    assert bf16 is None or -1 < frontier._cost_of_exact(Backbone.of(bf16)) < 100
     assert not frontier.exact_is_affordable(Backbone.of(llama))  # float64: equal anyhow
 
 

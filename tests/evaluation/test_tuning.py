@@ -101,7 +101,8 @@ def test_settings_that_look_drafts_up_come_back_from_a_table(tuned):
     (both,) = tuning.dssd_settings(*given, lookup=eelib.Lookup(4), kind="fused + lookup")
     (alone,) = tuning.lookup_settings([6])
     table = tuning.settings_table({"fused + lookup": both, "lookup": alone, **tuned[3].chosen})
-    again = tuning.chosen_settings(table, traces, heads, "max_prob")
+    assert "fused + lookup" not in tuning.chosen_settings(table, traces, heads, "max_prob")
+    again = tuning.chosen_settings(table, traces, heads, "max_prob", fused=(traces, heads))
     assert again["fused + lookup"].policy == both.policy and again["fused + lookup"].kind == "fused + lookup"
     assert again["lookup"].policy == alone.policy and again["lookup"].heads is None
     assert again["DSSD"].policy.lookup is None
