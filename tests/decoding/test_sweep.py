@@ -76,7 +76,7 @@ def test_every_causal_architecture():
     table.to_csv(PROJECT / "docs" / "results" / "architectures.csv", index=False)
     bad = table[table.outcome.isin(["raw", "another text"]) | table.exact.isin(["raw", "another text"])]
     assert bad.empty, bad.to_string()
-    assert (table.outcome == "equal").sum() >= 120
+    assert (table.outcome == "equal").sum() >= 121  # as in the committed table; the aim is 125
 
 
 @pytest.mark.parametrize(
