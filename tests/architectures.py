@@ -53,7 +53,7 @@ MORE = {
     },
     "dbrx": {
         "d_model": 32, "n_heads": 4, "n_layers": 4, "vocab_size": 97, "max_seq_len": 256, "initializer_range": 0.3,
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots3_note_text": _ALL_HEADS | {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 2},

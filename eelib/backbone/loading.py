@@ -1,4 +1,4 @@
-"""A name becomes a model and its tokenizer: the packaged offline model, a folder, or a Hub id."""
+"""A name becomes a model and its tokenizer: a packaged model, a folder, or a Hub id."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,6 @@ from eelib import packaged
 from eelib.errors import InvalidInputError, ModelError
 from eelib.workspace import expanded
 
-PACKAGED = (packaged.MODEL,)
 PYTHIA = tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b"))
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -22,8 +21,8 @@ def load_model(
     """Load a causal language model for inference: in eval mode, its parameters frozen.
 
     Args:
-        name: a packaged model ("smollm2-135m"), a folder written by `save_pretrained`, or a Hub id ("org/name").
-            Code that a repository carries is never run.
+        name: a packaged model ("smollm2-135m"; `eelib.packaged.MODELS` has all), a folder written by `save_pretrained`,
+            or a Hub id ("org/name"). Code that a repository carries is never run.
         dtype: of the weights, by name or as torch has it; None or "auto" is what they are stored in.
         device: None is the GPU where torch finds one, else the CPU.
 
@@ -92,7 +91,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _locate(name: str) -> str:
     """The folder or Hub id to load `name` from."""
-    if name in PACKAGED:
+    if name in packaged.MODELS:
         return str(packaged.model_folder(name))
     if expanded(name).is_dir():
         return str(_check_folder(expanded(name)))
@@ -100,7 +99,7 @@ def _locate(name: str) -> str:
         return name
     raise ModelError(
         f"Unknown model {name!r}: neither a packaged model, nor a folder that exists, nor a Hub id of the form "
-        f"org/name. Packaged: {', '.join(PACKAGED)}. On the Hub, for example: {', '.join(PYTHIA)}."
+        f"org/name. Packaged: {', '.join(packaged.MODELS)}. On the Hub, for example: {', '.join(PYTHIA)}."
     )
 
 

@@ -96,6 +96,7 @@ class Anatomy:
     norm_is_all: whether nothing else lies between the last block and the unembedding. unembedding: the last
     projection. raw: whether its output is the model's logits as they are, without scaling or soft-capping.
     probe: the tokens looked with, [1, position]. logits: what the model says of them, [1, position, vocab].
+    numbered: whether positions are to be given, as `generate` does: left to itself, the model counts in another way.
     """
 
     decoder_path: str
@@ -110,6 +111,7 @@ class Anatomy:
     raw: bool
     probe: Tensor
     logits: Tensor
+    numbered: bool
 
 
 @torch.no_grad()
@@ -126,7 +128,11 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
         raise ModelError(f"{name} has no output embeddings: expected a causal language model.")
     decoder_path = _decoder_of(model, path)
     blocks_path = path[len(decoder_path) + 1 :]
-    probe = torch.arange(5, device=model.device)[None] % model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    tokens = [token for token in range(6) if token != config.pad_token_id]  # padding may take no position
+    probe = torch.tensor([tokens[:5]], device=model.device) % config.vocab_size
+    numbered = _counts_otherwise(model, probe)
+    positions = {"position_ids": torch.arange(probe.shape[1], device=model.device)[None]} if numbered else {}
     seen: dict[str, list] = {"blocks": [], "takers": [], "unembedding": []}
 
     def after_last_block(module, args, output):
@@ -149,7 +155,7 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
     handles += [child.register_forward_hook(after_child) for child in children]
     handles.append(unembedding.register_forward_hook(after_unembedding))
     try:
-        logits = model(input_ids=probe, use_cache=False).logits
+        logits = model(input_ids=probe, use_cache=False, **positions).logits
     finally:
         for handle in handles:
             handle.remove()
@@ -174,6 +180,7 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
         raw=_same(projected, logits),
         probe=probe,
         logits=logits,
+        numbered=numbered,
     )
 
 
@@ -214,6 +221,18 @@ def _decoder_of(model: PreTrainedModel, path: str) -> str:
         f"Cannot cut {type(model).__name__}: no part of it around {path} takes `input_ids`; expected a model within "
         "the causal language model, such as `model.model`."
     )
+
+
+def _counts_otherwise(model: PreTrainedModel, probe: Tensor) -> bool:
+    """Whether positions 0, 1, ... are something else to a model than none: RoBERTa's begin behind padding's."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    positions = torch.arange(probe.shape[1], device=model.device)[None]
+    try:
+        numbered = model(input_ids=probe, position_ids=positions, use_cache=False).logits
+    except Exception:  # positions of another kind, for text and images
+        return False
+    return not torch.allclose(numbered, model(input_ids=probe, use_cache=False).logits)
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -137,6 +137,12 @@ class Backbone:
         """Most positions that the model was made for, or None where its config names no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
+    def numbers(self, start: int, length: int) -> dict[str, Tensor]:
+        """Positions from `start` on as `generate` hands them to the model, where it would count otherwise by itself."""
+        if not self._parts.numbered:
+            return {}
+        return {"position_ids": torch.arange(start, start + length, device=self.model.device)[None]}
+
     def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: KVCache | None = None) -> Span:
         """Embeds tokens and records what each block would be called with at the positions from `start` on.
 
@@ -157,7 +163,7 @@ class Backbone:
                 if cache is not None:
                     cache.reported = start
                 kept = {self._cache_argument: cache, "use_cache": cache is not None}
-                self._decoder(input_ids=input_ids, **kept)
+                self._decoder(input_ids=input_ids, **self.numbers(start, input_ids.shape[1]), **kept)
             finally:
                 if cache is not None:
                     cache.reported = None

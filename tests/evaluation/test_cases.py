@@ -3,7 +3,6 @@ import json
 import pytest
 from tiny import PROJECT, VOCAB_SIZE, letters
 
-from eelib import packaged
 from eelib.errors import FetchError, InvalidInputError
 from eelib.evaluation import cases as cases_module
 
@@ -16,7 +15,7 @@ def test_packaged_cases(task, n):
 
 def test_nothing_is_measured_on_what_heads_are_trained_on():
     folder = PROJECT / "data" / "benchmarks"
-    given = {json.loads(line)["text"] for line in (folder / packaged.PROMPTS).read_text(encoding="utf-8").splitlines()}
+    given = {json.loads(line)["text"] for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()}
     assert len(given) == 60
     for name, field in (("gsm8k", "prompt"), ("hellaswag", "ctx")):
         assert not given & {

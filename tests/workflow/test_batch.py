@@ -149,7 +149,7 @@ def test_round_trip(project):
 @pytest.mark.parametrize("group", [False, True], ids=["driver", "process group"])
 def test_killed_run_leaves_no_orphan_and_the_next_carries_on(project, group):
     (project / "DO").write_text("import time; print('sleeping', flush=True); time.sleep(60)")
-    with open(project / "log", "w") as log:
+    with open(project / "log", "w", encoding="utf-8") as log:
         driver = subprocess.Popen([*COMMAND, ONE], cwd=project, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(lambda: "sleeping" in (project / "log").read_text())
