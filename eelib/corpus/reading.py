@@ -2,10 +2,12 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from eelib.corpus import code
 from eelib.errors import CorpusError
 from eelib.packaged import case_file
 from eelib.workspace import expanded
@@ -28,10 +30,31 @@ def _benchmark_prompts() -> Iterator[str]:
         yield json.loads(line)["text"]
 
 
-PACKAGED = {"hellaswag": _hellaswag, "pydoc": _pydoc, "benchmark_prompts": _benchmark_prompts}
+def _code(ask: Callable[[str], str]) -> Iterator[str]:
+    for line in case_file("humaneval").read_text(encoding="utf-8").splitlines():
+        yield ask(json.loads(line)["prompt"])
+
+
+def _code_prompts() -> Iterator[str]:
+    for line in case_file("code_prompts").read_text(encoding="utf-8").splitlines():
+        text = json.loads(line)["text"]
+        yield code.description(text)
+        yield code.completion(text)
+
+
+PACKAGED = {
+    "hellaswag": _hellaswag,
+    "pydoc": _pydoc,
+    "benchmark_prompts": _benchmark_prompts,
+    "code_completion": partial(_code, code.completion),
+    "code_description": partial(_code, code.description),
+    "code_prompts": _code_prompts,
+}
 """Text of other kinds than a model's own that needs no download, by name: hellaswag, what people do every day, in 100
 short paragraphs (contexts with their right endings); pydoc, Python's reference by topic, with examples of code;
-benchmark_prompts, questions and contexts of benchmarks that nothing is measured on, to begin chats with."""
+benchmark_prompts, questions and contexts of benchmarks that nothing is measured on, to begin chats with;
+code_completion and code_description, HumanEval's tasks as code to complete and in words;
+code_prompts, both of those that nothing is measured on."""
 
 
 def read_documents(source: str) -> Iterator[str]:

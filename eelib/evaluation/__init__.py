@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "weight_reads",
         "tuning",
         "cases",
+        "execution",
         "harness",
         "harness_model",
         "sizes",
@@ -48,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "tune",
         ],
         "cases": ["load_prompts", "prompt_texts"],
+        "execution": ["passes", "program"],
         "sizes": ["PYTHIA_SIZES", "gain_by_size"],
         "attacks": [
             "alarm_delays",

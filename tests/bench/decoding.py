@@ -21,6 +21,7 @@ from eelib import evaluation, plotting
 from eelib.backbone import packed
 from eelib.baselines import transformers_generate
 from eelib.corpus import as_prompt
+from eelib.corpus.reading import read_documents
 from eelib.evaluation.cases import read_rows
 from eelib.evaluation.comparison import relative_speed
 from eelib.packaged import MODEL, fetch_gguf
@@ -28,7 +29,16 @@ from eelib.timing import machine
 
 PROJECT = Path(__file__).parents[2]
 RESULTS = PROJECT / "docs" / "results"
-KINDS = {"gsm8k": "prompt", "hellaswag": "ctx"}
+KINDS = {"smollm2-135m": ("gsm8k", "hellaswag")}
+CODE = ("code_completion", "code_description", "gsm8k")
+"""Kinds of prompts that other models are asked."""
+
+
+def asked(kind: str, n: int, tokenizer) -> list:
+    """The last prompts of a kind: nothing was tuned on those."""
+    fields = {"gsm8k": "prompt", "hellaswag": "ctx"}
+    texts = [row[fields[kind]] for row in read_rows(kind)] if kind in fields else list(read_documents(kind))
+    return [as_prompt(text, tokenizer) for text in texts[-n:]]
 
 
 def transformers_ways(model, compiled: bool, **length) -> dict:
@@ -74,8 +84,8 @@ def chosen_ways(model, ws: eelib.Workspace, **length) -> dict:
 
 
 @contextlib.contextmanager
-def llama_cpp(new: int) -> Iterator[dict]:
-    """llama.cpp's greedy decoding of the packaged model in bfloat16, where its Python package is installed."""
+def llama_cpp(name: str, new: int) -> Iterator[dict]:
+    """llama.cpp's greedy decoding of a packaged model in bfloat16, where its Python package is installed."""
     try:
         import llama_cpp as library
     except ImportError:
@@ -84,12 +94,12 @@ def llama_cpp(new: int) -> Iterator[dict]:
         return
     folder = PROJECT / "data" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    dense = folder / "smollm2-135m-bf16.gguf"
+    dense = folder / f"{name}-bf16.gguf"
     if not dense.is_file():
         settings = library.llama_model_quantize_default_params()
         settings.ftype, settings.allow_requantize = 32, True  # bfloat16, from the file's 4 bits
         partial = dense.with_suffix(".partial")
-        given = str(fetch_gguf(MODEL, folder)).encode(), str(partial).encode()
+        given = str(fetch_gguf(name, folder)).encode(), str(partial).encode()
         if library.llama_model_quantize(*given, settings):
             raise RuntimeError("llama.cpp could not make its weights bfloat16.")
         partial.replace(dense)
@@ -167,7 +177,7 @@ def draw(table: pd.DataFrame):
     plotting.use_style()
     order = list(dict.fromkeys(table.decoder))[::-1]
     figure, (axes,) = plotting.style.panels(1, height=0.6 + 0.19 * len(order))
-    for shift, ((kind, part), marker) in enumerate(zip(table.groupby("prompts", sort=False), "os^", strict=False)):
+    for shift, ((kind, part), marker) in enumerate(zip(table.groupby("prompts", sort=False), "os^D", strict=False)):
         part = part.reset_index(drop=True)
         rows = part.decoder.map(order.index) + 0.12 - 0.24 * shift
         errors = plotting.style.interval_errors(part, "speed_ratio")
@@ -183,21 +193,19 @@ def draw(table: pd.DataFrame):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=MODEL, help="a packaged model that `make paper` or `make sizes` ran on")
     parser.add_argument("--prompts", type=int, default=6, help="of each kind, at most 30")
     parser.add_argument("--new", type=int, default=96, help="tokens")
     parser.add_argument("--compiled", action="store_true", help="also transformers' static cache, compiled")
     parser.add_argument("--only", nargs="*", help="beginnings of the names of ways, beside transformers and plain")
     parser.add_argument("--workspace", default=str(PROJECT), help="the folder that `make paper` wrote to")
-    parser.add_argument("--write", action="store_true", help="docs/results/decoding.csv and its figure")
+    parser.add_argument("--write", action="store_true", help="docs/results/decoding*.csv and its figure")
     given = parser.parse_args()
-    ws = eelib.Workspace("smollm2-135m", given.workspace)
-    model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16")
+    ws, kinds = eelib.Workspace(given.model, given.workspace), KINDS.get(given.model, CODE)
+    model, tokenizer = eelib.load_model(given.model, dtype="bfloat16")
     length = {"max_new_tokens": given.new}
-    prompts = {
-        kind: [as_prompt(row[column], tokenizer) for row in read_rows(kind)[-given.prompts :]]
-        for kind, column in KINDS.items()
-    }
-    with llama_cpp(given.new) as llama:
+    prompts = {kind: asked(kind, given.prompts, tokenizer) for kind in kinds}
+    with llama_cpp(given.model, given.new) as llama:
         ways = transformers_ways(model, given.compiled, **length) | chosen_ways(model, ws, **length) | llama
         depth = eelib.Backbone.of(model).n_blocks // 5
         ways["transformers, assistant_early_exit"] = transformers_generate.assistant_early_exit(
@@ -207,10 +215,10 @@ def main() -> None:
             kept = ("transformers", "plain", *given.only)
             ways = {name: way for name, way in ways.items() if name in kept[:2] or name.startswith(kept[2:])}
         table = measure(model, ways, prompts, ("early exit", "llama.cpp"))
-    if given.only is None:
+    if given.only is None and given.model == MODEL:
         table = pd.concat([table, engine_alone(6, given.new), engine_alone(32, given.new)], ignore_index=True)
     read = sum(p.nbytes for p in model.parameters())
-    of_model = table.prompts.isin(list(KINDS))
+    of_model = table.prompts.isin(kinds)
     table["of_bandwidth"] = np.where(of_model, table.tokens_per_second * read / bandwidth(), np.nan)
     shown = ["prompts", "decoder", "speed_ratio", "speed_ratio_low", "speed_ratio_high"]
     shown += ["of_plain", "of_plain_low", "of_plain_high", "of_bandwidth", "equal"]
@@ -219,7 +227,8 @@ def main() -> None:
     if given.write:
         about = machine()
         table = table.assign(n_prompts=given.prompts, processor=about["processor"], threads=about["threads"])
-        plotting.save_figure(draw(table[of_model]), RESULTS, "decoding", table)
+        name = "decoding" if given.model == MODEL else f"decoding_{given.model}"
+        plotting.save_figure(draw(table[of_model]), RESULTS, name, table)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from tiny import PROJECT
 
@@ -171,3 +172,48 @@ def wait_for(condition, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
+
+
+def planned(folder: Path, config: dict, *options: str) -> subprocess.CompletedProcess:
+    """What a batch would run: a dry run that prints commands."""
+    (folder / "config.yaml").write_text(yaml.safe_dump({"workspace": str(folder), **config}), encoding="utf-8")
+    command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(folder / "config.yaml")]
+    return subprocess.run(
+        [*command, "--dry-run", "--printshellcmds", "--quiet", "progress", *options],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+
+TWO = {
+    "models": {
+        "a": {"name": "a", "dtype": "float32"},
+        "b": {"name": "b", "dtype": "float32", "parameters": {"01_train_heads": {"changes": {"heads": {"depths": 2}}}}},
+    },
+    "parameters": {"01_train_heads": {"changes": {"heads": {"depths": 3}}, "recipe": "../config/reference_heads.yaml"}},
+}
+
+
+def test_parameters_of_one_model_go_before_those_of_all(tmp_path):
+    for model, depths in (("a", 3), ("b", 2)):
+        done = planned(tmp_path, TWO, "-C", f"only={model}")
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        (given,) = {line for line in said.splitlines() if "workflow.batch run notebooks/01_train_heads.ipynb" in line}
+        assert f'"depths": {depths}' in given and "reference_heads.yaml" in given
+        assert f"runs/{'b' if model == 'a' else 'a'}/" not in said
+
+
+def test_configs_that_cannot_be_meant(tmp_path):
+    for changes, options, message in [
+        ({}, ["-C", "only=c"], "no model c; there are a, b"),
+        ({"parameters": {"01_train": {}}}, [], "unknown notebooks ['01_train']"),
+        (
+            {"models": TWO["models"] | {"a": TWO["models"]["a"] | {
+                "parameters": {"01_train_heads": {"recipe": "../config/heads.yaml"}}
+            }}}, [], "expected all or none",
+        ),
+    ]:  # fmt: skip
+        done = planned(tmp_path, TWO | changes, *options)
+        assert done.returncode != 0 and message in done.stdout + done.stderr
