@@ -77,7 +77,7 @@ def measure_separation(
     `reference` on the same resamples.
 
     Rows where a head declines are left out: it has nothing to be right or wrong about there. Columns: depth, metric,
-    declined (share of rows), {auroc, aupr, aurc} and their _low and _high, auroc_less_{reference} with _low and _high,
+    declined (share of rows), agreement (of all rows) with _low and _high, {auroc, aupr, aurc} and theirs, auroc_less_{reference} with _low and _high,
     and p: of no difference, two-sided, from the difference in units of its bootstrap standard deviation (as pROC does,
     Robin et al. 2011). A head that declines everywhere, or is always right or always wrong, has no row.
 
@@ -97,10 +97,16 @@ def measure_separation(
             continue
         n = sequence.max() + 1
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+        by_text = table.groupby("sequence").agrees.agg(["sum", "size"]).to_numpy()
+        again = np.random.default_rng(seed).multinomial(
+            len(by_text), np.full(len(by_text), 1 / len(by_text)), resamples
+        )
+        right, total = (again @ by_text).T
+        agreement = percentile_interval("agreement", table.agrees.mean(), right / total)
         point = {m: {s: f(spoken[m].to_numpy(), agrees) for s, f in STATISTICS.items()} for m in metrics}
         drawn = {m: _weighted(spoken[m].to_numpy(), agrees, sequence, weights) for m in metrics}
         for metric in metrics:
-            row = {"depth": depth, "metric": metric, "declined": 1 - len(spoken) / len(table)}
+            row = {"depth": depth, "metric": metric, "declined": 1 - len(spoken) / len(table), **agreement}
             for statistic in STATISTICS:
                 row |= percentile_interval(statistic, point[metric][statistic], drawn[metric][statistic])
             lead = point[metric]["auroc"] - point[reference]["auroc"]

@@ -41,6 +41,7 @@ def test_separation_ranks_and_brackets(traces):
     found = separation.measure_separation(traces, ("entropy", "max_prob"), resamples=100).set_index("metric")
     assert found.auroc["max_prob"] == pytest.approx(roc_auc_score(traces.agrees, traces.max_prob))
     assert found.auroc_low["entropy"] < 0.5 < found.auroc_high["entropy"]
+    assert (found.agreement_low < found.agreement).all() and (found.agreement < found.agreement_high).all()
     assert found.auroc_less_entropy_low["max_prob"] > 0.1 and found.auroc_less_entropy["entropy"] == 0
     assert found.aurc["max_prob"] < found.aurc["entropy"] and found.aupr["max_prob"] > found.aupr["entropy"]
 
