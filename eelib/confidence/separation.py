@@ -77,9 +77,10 @@ def measure_separation(
     `reference` on the same resamples.
 
     Rows where a head declines are left out: it has nothing to be right or wrong about there. Columns: depth, metric,
-    declined (share of rows), agreement (of all rows) with _low and _high, {auroc, aupr, aurc} and theirs, auroc_less_{reference} with _low and _high,
-    and p: of no difference, two-sided, from the difference in units of its bootstrap standard deviation (as pROC does,
-    Robin et al. 2011). A head that declines everywhere, or is always right or always wrong, has no row.
+    declined (share of rows), agreement (of all rows) with _low and _high, {auroc, aupr, aurc} and theirs,
+    auroc_less_{reference} with _low and _high, and p: of no difference, two-sided, from the difference in units of its
+    bootstrap standard deviation (as pROC does, Robin et al. 2011). A head that declines everywhere, or is always right
+    or always wrong, has no row.
 
     Args:
         metrics: columns of the traces; `reference` is one of them.
