@@ -1,7 +1,12 @@
-"""Do larger models gain more? Computed from measured exit shares, for the sizes of the Pythia suite."""
+"""Do larger models gain more? What several were measured to gain, and what measured exit shares give on Pythia's sizes."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from eelib.errors import InvalidInputError
 
 PYTHIA_SIZES = {
     "70M": (6, 512), "160M": (12, 768), "410M": (24, 1024), "1B": (16, 2048), "1.4B": (24, 2048), "2.8B": (32, 2560),
@@ -36,5 +41,97 @@ def gain_by_size(shares: pd.DataFrame, draft_vocab_size: int = 8192) -> pd.DataF
             rows.append({
                 "decoder": record["decoder"], "size": size, "speed_ratio_computed": full / read,
                 "head_share": head / full,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def read_sizes(folders: Mapping[str, str | Path]) -> pd.DataFrame:
+    """What notebooks 02, 04 and 05 found on several models, side by side.
+
+    Args:
+        folders: for each model the folder of its figures, whose CSVs are read.
+
+    Returns:
+        One row a model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high
+        (NaN where it is of one run). Measures: `agreement` and `auroc of <metric>` at a share of the depth, on the
+        heads' own kind of text; `blocks saved` and `early exit, speed` at an ε; `speed` and `acceptance` of what was
+        tuned, `at` being its name. Speed is over plain decoding's in the same engine.
+
+    Raises:
+        InvalidInputError: a table is missing, or was written before it had what is read here.
+    """
+    return pd.concat([_of_model(model, Path(folder)) for model, folder in folders.items()], ignore_index=True)
+
+
+def _of_model(model: str, folder: Path) -> pd.DataFrame:
+    speed = _read(folder / "05_speed.csv", "decoder", "speed_ratio", "acceptance_rate", "parameters", "n_blocks")
+    separation = _read(folder / "02_auroc.csv", "text", "depth", "metric", "auroc", "agreement")
+    exits = _read(folder / "04_exits.csv", "epsilon", "generated_blocks", "speed_ratio")
+    n_blocks, rows = int(speed.n_blocks.iloc[0]), []
+
+    def add(measure: str, at: float | str, row: dict, name: str) -> None:
+        value, low, high = (float(row.get(f"{name}{end}", np.nan)) for end in ("", "_low", "_high"))
+        rows.append({"measure": measure, "at": at, "value": value, "value_low": low, "value_high": high})
+
+    own = separation[separation.text == "own"]
+    for row in own.drop_duplicates("depth").to_dict("records"):
+        add("agreement", row["depth"] / n_blocks, row, "agreement")
+    for row in own.to_dict("records"):
+        add(f"auroc of {row['metric']}", row["depth"] / n_blocks, row, "auroc")
+    for row in exits[exits.epsilon < 1].to_dict("records"):
+        add("blocks saved", row["epsilon"], {"saved": 1 - row["generated_blocks"]}, "saved")
+        add("early exit, speed", row["epsilon"], row, "speed_ratio")
+    for row in speed.to_dict("records"):
+        add("speed", row["decoder"], row, "speed_ratio")
+        if row["acceptance_rate"] == row["acceptance_rate"]:
+            add("acceptance", row["decoder"], row, "acceptance_rate")
+    about = {"model": model, "parameters": int(speed.parameters.iloc[0]), "n_blocks": n_blocks}
+    return pd.DataFrame([about | row for row in rows])
+
+
+def _read(path: Path, *columns: str) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} cannot be read ({error}): run the notebook of that number first.") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InvalidInputError(
+            f"{path} has no column {', '.join(missing)}: an earlier version wrote it. Run its notebook again."
+        )
+    return table
+
+
+def larger_gain_more(table: pd.DataFrame, smaller: str, larger: str) -> pd.DataFrame:
+    """Whether the larger of two models gains more, by each measure that both have at the same places.
+
+    Depths are the same place where they are within a twentieth of all blocks.
+
+    Args:
+        table: of `read_sizes`.
+        smaller, larger: names of models in it.
+
+    Returns:
+        One row a measure and place: measure, at, smaller, larger (the values), difference, verdict: `more` or `less`
+        where the intervals do not meet, `undecided` where they do, `one run` where there are none.
+    """
+    few, many = (table[table.model == model] for model in (smaller, larger))
+    if few.empty or many.empty:
+        raise InvalidInputError(f"{smaller} or {larger} is not in the table, which has {', '.join(set(table.model))}.")
+    rows = []
+    for row in few.itertuples():
+        same = many[many.measure == row.measure]
+        by_depth = row.measure == "agreement" or row.measure.startswith("auroc")
+        near = [abs(at - row.at) < 0.05 if by_depth else at == row.at for at in same["at"]]
+        for other in same[near].head(1).itertuples():
+            if np.isnan([row.value_low, other.value_low]).any():
+                verdict = "one run"
+            elif other.value_low > row.value_high or other.value_high < row.value_low:
+                verdict = "more" if other.value > row.value else "less"
+            else:
+                verdict = "undecided"
+            rows.append({
+                "measure": row.measure, "at": row.at, "smaller": row.value, "larger": other.value,
+                "difference": other.value - row.value, "verdict": verdict,
             })  # fmt: skip
     return pd.DataFrame(rows)

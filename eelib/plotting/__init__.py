@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "confidence",
         "heads",
         "layerskip",
+        "sizes",
         "speed",
         "style",
         "tokens",
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "calibration": ["promised_against_achieved", "shifted_agreement", "violations"],
         "confidence": ["auroc_by_depth", "risk_coverage_curves", "roc_curves", "score_densities"],
         "acceptance": ["acceptance_by_exit", "acceptance_curve", "setting_label", "tuned_speed"],
+        "sizes": ["agreement_and_speed"],
         "speed": ["baselines", "popular_claims", "predicted_speed", "speed_against_agreement"],
         "style": [
             "COLUMN",

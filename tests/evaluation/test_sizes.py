@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from eelib.evaluation.sizes import PYTHIA_SIZES, gain_by_size
+from eelib.errors import InvalidInputError
+from eelib.evaluation.sizes import PYTHIA_SIZES, gain_by_size, larger_gain_more, read_sizes
 
 
 def test_no_exits_cost_the_heads_and_exits_pay_more_on_larger_models():
@@ -16,3 +17,50 @@ def test_no_exits_cost_the_heads_and_exits_pay_more_on_larger_models():
     weights, full = 32 * 12 * 2560**2, 32 * 12 * 2560**2 + 50304 * 2560
     read = 0.5 * 6 / 32 * weights + 0.5 * full + 2.5 * half.head_share["2.8B"] * full
     assert half.speed_ratio_computed["2.8B"] == pytest.approx(full / read)
+
+
+def folder_of(tmp_path, name, parameters, agreement, speed):
+    """The three tables that a model's notebooks leave, as far as they are read."""
+    folder = tmp_path / name
+    folder.mkdir()
+    own = {"text": "own", "depth": [5, 10], "metric": "entropy", "auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.9}
+    own |= {"agreement": agreement, "agreement_low": agreement - 0.01, "agreement_high": agreement + 0.01}
+    other = {"text": "prose", "depth": 5, "metric": "entropy", "auroc": 0.1, "agreement": 0.1}
+    pd.concat([pd.DataFrame(own), pd.DataFrame([other])]).to_csv(folder / "02_auroc.csv", index=False)
+    exits = {"epsilon": [1.0, 0.9], "generated_blocks": [1.0, 0.75], "speed_ratio": [1.0, 1.2]}
+    exits |= {"speed_ratio_low": [1.0, 1.1], "speed_ratio_high": [1.0, 1.3]}
+    pd.DataFrame(exits).to_csv(folder / "04_exits.csv", index=False)
+    tuned = {"decoder": ["plain", "DSSD"], "acceptance_rate": [None, 0.6], "speed_ratio": [1.0, speed]}
+    tuned |= {"speed_ratio_low": [1.0, speed - 0.1], "speed_ratio_high": [1.0, speed + 0.1]}
+    pd.DataFrame({**tuned, "parameters": parameters, "n_blocks": 20}).to_csv(folder / "05_speed.csv", index=False)
+    return folder
+
+
+def test_models_side_by_side(tmp_path):
+    folders = {
+        "small": folder_of(tmp_path, "small", 10**8, 0.4, 1.2),
+        "large": folder_of(tmp_path, "large", 10**9, 0.6, 1.3),
+    }
+    table = read_sizes(folders)
+    small = table[table.model == "small"].set_index(["measure", "at"]).value
+    assert small["agreement", 0.25] == 0.4 and small["auroc of entropy", 0.5] == 0.8
+    assert small["blocks saved", 0.9] == 0.25 and small["early exit, speed", 0.9] == 1.2
+    assert small["speed", "DSSD"] == 1.2 and small["acceptance", "DSSD"] == 0.6
+    assert ("acceptance", "plain") not in small and ("early exit, speed", 1.0) not in small
+    found = larger_gain_more(table, "small", "large").set_index(["measure", "at"]).verdict
+    assert found["agreement", 0.25] == "more" and found["speed", "DSSD"] == "undecided"
+    assert found["blocks saved", 0.9] == "one run" and found["auroc of entropy", 0.5] == "undecided"
+    back = larger_gain_more(table, "large", "small").set_index(["measure", "at"]).verdict
+    assert back["agreement", 0.25] == "less"
+
+
+def test_tables_that_are_not_there_or_too_old(tmp_path):
+    folder = folder_of(tmp_path, "small", 10**8, 0.4, 1.2)
+    pd.read_csv(folder / "05_speed.csv").drop(columns="parameters").to_csv(folder / "05_speed.csv", index=False)
+    with pytest.raises(InvalidInputError, match=r"05_speed\.csv has no column parameters.*earlier version"):
+        read_sizes({"small": folder})
+    (folder / "05_speed.csv").unlink()
+    with pytest.raises(InvalidInputError, match=r"05_speed\.csv cannot be read"):
+        read_sizes({"small": folder})
+    with pytest.raises(InvalidInputError, match="small or large is not in the table"):
+        larger_gain_more(pd.DataFrame({"model": ["small"]}), "small", "large")

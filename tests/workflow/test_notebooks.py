@@ -132,6 +132,19 @@ def test_a_second_batch_finds_nothing_to_do(pythia):
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
+def test_models_side_by_side(pythia, tmp_path):
+    """One model under two names: nothing tells them apart."""
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(pythia.figures)
+    given = {"models": ["a", "b"], "figures": str(tmp_path), "workspace": str(tmp_path)}
+    command = [sys.executable, "-m", "workflow.batch", "run", "notebooks/11_sizes.ipynb", str(tmp_path / "11.ipynb")]
+    done = subprocess.run([*command, "--parameters", json.dumps(given)], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    table = pd.read_csv(tmp_path / "figures" / "sizes" / "11_sizes.csv")
+    assert set(table.model) == {"a", "b"} and {"agreement", "blocks saved", "speed"} <= set(table.measure)
+    assert not evaluation.larger_gain_more(table, "a", "b").verdict.isin(["more", "less"]).any()
+
+
 ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) * 4) for nats in (0.3, 1.0, 2.0)}
 
 
