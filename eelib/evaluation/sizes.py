@@ -1,4 +1,4 @@
-"""Do larger models gain more? What several were measured to gain, and what measured exit shares give on Pythia's sizes."""
+"""Do larger models gain more? What several were measured to gain; on Pythia's sizes, what measured exit shares give."""
 
 from collections.abc import Mapping
 from pathlib import Path
