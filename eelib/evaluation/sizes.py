@@ -93,11 +93,11 @@ def _read(path: Path, *columns: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read ({error}): run the notebook of that number first.") from error
+        raise InvalidInputError(f"{path} cannot be read ({error}): make that table first.") from error
     missing = [column for column in columns if column not in table]
     if missing:
         raise InvalidInputError(
-            f"{path} has no column {', '.join(missing)}: an earlier version wrote it. Run its notebook again."
+            f"{path} has no column {', '.join(missing)}: an earlier version wrote it. Make it again."
         )
     return table
 
