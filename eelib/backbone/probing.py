@@ -131,8 +131,7 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
     config = model.config.get_text_config()
     tokens = [token for token in range(6) if token != config.pad_token_id]  # padding may take no position
     probe = torch.tensor([tokens[:5]], device=model.device) % config.vocab_size
-    numbered = _counts_otherwise(model, probe)
-    positions = {"position_ids": torch.arange(probe.shape[1], device=model.device)[None]} if numbered else {}
+    positions = _own_positions(model, probe)
     seen: dict[str, list] = {"blocks": [], "takers": [], "unembedding": []}
 
     def after_last_block(module, args, output):
@@ -180,7 +179,7 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
         raw=_same(projected, logits),
         probe=probe,
         logits=logits,
-        numbered=numbered,
+        numbered=bool(positions),
     )
 
 
@@ -223,16 +222,17 @@ def _decoder_of(model: PreTrainedModel, path: str) -> str:
     )
 
 
-def _counts_otherwise(model: PreTrainedModel, probe: Tensor) -> bool:
-    """Whether positions 0, 1, ... are something else to a model than none: RoBERTa's begin behind padding's."""
+def _own_positions(model: PreTrainedModel, probe: Tensor) -> dict[str, Tensor]:
+    """Positions 0, 1, ... as an argument, where they are something else to a model than none: RoBERTa's begin behind
+    padding's. Else nothing."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        return False
-    positions = torch.arange(probe.shape[1], device=model.device)[None]
+        return {}
+    positions = {"position_ids": torch.arange(probe.shape[1], device=model.device)[None]}
     try:
-        numbered = model(input_ids=probe, position_ids=positions, use_cache=False).logits
+        numbered = model(input_ids=probe, use_cache=False, **positions).logits
     except Exception:  # positions of another kind, for text and images
-        return False
-    return not torch.allclose(numbered, model(input_ids=probe, use_cache=False).logits)
+        return {}
+    return {} if torch.allclose(numbered, model(input_ids=probe, use_cache=False).logits) else positions
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

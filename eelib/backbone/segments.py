@@ -129,7 +129,7 @@ class Backbone:
         """How many token ids the model takes; the embedding may have more rows than the unembedding."""
         try:
             return self.model.get_input_embeddings().weight.shape[0]
-        except (NotImplementedError, AttributeError):  # a model that does not say which they are
+        except (NotImplementedError, AttributeError):  # transformers' own, of a model whose embeddings it cannot find
             return self.vocab_size
 
     @property
@@ -137,7 +137,7 @@ class Backbone:
         """Most positions that the model was made for, or None where its config names no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def numbers(self, start: int, length: int) -> dict[str, Tensor]:
+    def position_arguments(self, start: int, length: int) -> dict[str, Tensor]:
         """Positions from `start` on as `generate` hands them to the model, where it would count otherwise by itself."""
         if not self._parts.numbered:
             return {}
@@ -163,7 +163,7 @@ class Backbone:
                 if cache is not None:
                     cache.reported = start
                 kept = {self._cache_argument: cache, "use_cache": cache is not None}
-                self._decoder(input_ids=input_ids, **self.numbers(start, input_ids.shape[1]), **kept)
+                self._decoder(input_ids=input_ids, **self.position_arguments(start, input_ids.shape[1]), **kept)
             finally:
                 if cache is not None:
                     cache.reported = None

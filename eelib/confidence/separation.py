@@ -92,18 +92,14 @@ def measure_separation(
         raise InvalidInputError(f"reference={reference!r}: expected one of the metrics compared, {', '.join(metrics)}.")
     rows = []
     for depth, table in traces.groupby("depth"):
-        spoken = table[table.head_token >= 0]
-        agrees, sequence = spoken.agrees.to_numpy(), pd.factorize(spoken.sequence)[0]
+        texts, n = pd.factorize(table.sequence)[0], table.sequence.nunique()
+        spoken, sequence = table[table.head_token >= 0], texts[table.head_token >= 0]
+        agrees = spoken.agrees.to_numpy()
         if len(set(agrees)) < 2:
             continue
-        n = sequence.max() + 1
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-        by_text = table.groupby("sequence").agrees.agg(["sum", "size"]).to_numpy()
-        again = np.random.default_rng(seed).multinomial(
-            len(by_text), np.full(len(by_text), 1 / len(by_text)), resamples
-        )
-        right, total = (again @ by_text).T
-        agreement = percentile_interval("agreement", table.agrees.mean(), right / total)
+        right, total = np.bincount(texts, table.agrees, n), np.bincount(texts, minlength=n)
+        agreement = percentile_interval("agreement", table.agrees.mean(), (weights @ right) / (weights @ total))
         point = {m: {s: f(spoken[m].to_numpy(), agrees) for s, f in STATISTICS.items()} for m in metrics}
         drawn = {m: _weighted(spoken[m].to_numpy(), agrees, sequence, weights) for m in metrics}
         for metric in metrics:

@@ -17,6 +17,5 @@ def description(prompt: str) -> str:
     function = functions[-1]  # helpers come first
     words = _EXAMPLES.split(ast.get_docstring(function) or "")[0]
     arguments = ", ".join(argument.arg for argument in function.args.args)
-    return (
-        f"Write a Python function {function.name}({arguments}), without a docstring. {' '.join(words.split())}".strip()
-    )
+    asked = f"Write a Python function {function.name}({arguments}), without a docstring."
+    return " ".join([asked, *words.split()])

@@ -82,7 +82,7 @@ class RowExact:
         generator = torch.Generator().manual_seed(0)
         for n_rows, prompt in ((2, 5), (3, 17), (5, 30), (9, 41)):
             text = torch.randint(backbone.vocab_size, (1, prompt + n_rows), generator=generator).to(model.device)
-            own = model(text[:, :prompt], use_cache=True, **backbone.numbers(0, prompt))
+            own = model(text[:, :prompt], use_cache=True, **backbone.position_arguments(0, prompt))
             cache = KVCache(model.config, text.shape[1])
             span = backbone.capture(text[:, :prompt], 0, cache)
             backbone.run(0, n_blocks, span.hidden, span)
@@ -92,7 +92,9 @@ class RowExact:
                 found.append(backbone.run(0, n_blocks, span.hidden, span, self.blocks))
             logits = self.unembed(backbone, torch.cat(found, dim=1))
             for i, token in enumerate(text[:, prompt:].split(1, dim=1)):
-                own = model(token, use_cache=True, **backbone.numbers(prompt + i, 1), **{kept: getattr(own, kept)})
+                own = model(
+                    token, use_cache=True, **backbone.position_arguments(prompt + i, 1), **{kept: getattr(own, kept)}
+                )
                 if not torch.equal(own.logits[0, -1], logits[0, i]):
                     return False
         return True

@@ -58,9 +58,9 @@ def compare(
 def token_agreement(model: PreTrainedModel, output: DecodingOutput | Tensor, prompt_length: int) -> float:
     """Share of the new tokens that the full model would have chosen after the same text; NaN without new tokens."""
     tokens = getattr(output, "sequences", output)
-    numbers = Backbone.of(model).numbers(0, tokens.shape[1])
+    positions = Backbone.of(model).position_arguments(0, tokens.shape[1])
     with torch.no_grad():
-        choices = model(input_ids=tokens, **numbers).logits[0, prompt_length - 1 : -1].argmax(-1)
+        choices = model(input_ids=tokens, **positions).logits[0, prompt_length - 1 : -1].argmax(-1)
     return (choices == tokens[0, prompt_length:]).float().mean().item()
 
 

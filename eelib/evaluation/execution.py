@@ -6,7 +6,6 @@ That keeps accidents in; it is no prison for code that means harm.
 """
 
 import re
-import resource
 import secrets
 import shutil
 import subprocess
@@ -85,6 +84,8 @@ def _passes(text: str, seconds: float, memory: int) -> bool:
     done = secrets.token_hex(8)  # said at the very end: a program that leaves early has not passed
 
     def limit() -> None:
+        import resource  # not on every system; where it is missing, so is `unshare`
+
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))

@@ -83,7 +83,7 @@ def _of_model(model: str, folder: Path) -> pd.DataFrame:
         add("early exit, speed", row["epsilon"], row, "speed_ratio")
     for row in speed.to_dict("records"):
         add("speed", row["decoder"], row, "speed_ratio")
-        if row["acceptance_rate"] == row["acceptance_rate"]:
+        if pd.notna(row["acceptance_rate"]):
             add("acceptance", row["decoder"], row, "acceptance_rate")
     about = {"model": model, "parameters": int(speed.parameters.iloc[0]), "n_blocks": n_blocks}
     return pd.DataFrame([about | row for row in rows])

@@ -34,7 +34,7 @@ CODE = ("code_completion", "code_description", "gsm8k")
 """Kinds of prompts that other models are asked."""
 
 
-def asked(kind: str, n: int, tokenizer) -> list:
+def last_prompts(kind: str, n: int, tokenizer) -> list:
     """The last prompts of a kind: nothing was tuned on those."""
     fields = {"gsm8k": "prompt", "hellaswag": "ctx"}
     texts = [row[fields[kind]] for row in read_rows(kind)] if kind in fields else list(read_documents(kind))
@@ -204,7 +204,7 @@ def main() -> None:
     ws, kinds = eelib.Workspace(given.model, given.workspace), KINDS.get(given.model, CODE)
     model, tokenizer = eelib.load_model(given.model, dtype="bfloat16")
     length = {"max_new_tokens": given.new}
-    prompts = {kind: asked(kind, given.prompts, tokenizer) for kind in kinds}
+    prompts = {kind: last_prompts(kind, given.prompts, tokenizer) for kind in kinds}
     with llama_cpp(given.model, given.new) as llama:
         ways = transformers_ways(model, given.compiled, **length) | chosen_ways(model, ws, **length) | llama
         depth = eelib.Backbone.of(model).n_blocks // 5

