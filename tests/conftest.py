@@ -1,6 +1,14 @@
 """Fixtures; shapes in annotations are checked, under pytest only; and what no test may depend on is set for all."""
 
+import os
+
 import pytest
+
+# Tests beside each other share the cores, also those in the notebooks that they start: set before torch reads it.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = os.cpu_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 import shapes
 from hypothesis import settings
 
