@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full sizes models test test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint
+.PHONY: help paper paper-full sizes models test test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -58,6 +58,12 @@ check-gpu: $(READY) $(OFFLINE)  ## print what holds on this machine's accelerato
 
 lab: $(READY) $(OFFLINE)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB_ARGS)
+
+publish: $(READY)  ## take over the tables of figures/, and write README and docs from their templates
+	@$(BIN)/python -m workflow.publish
+
+verify: $(READY)  ## fail where README, docs or their tables are not what was published
+	@$(BIN)/python -m workflow.publish --check
 
 lint: $(READY)  ## check style and formatting, notebooks too
 	@$(BIN)/ruff check eelib workflow tests notebooks
