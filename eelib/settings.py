@@ -40,7 +40,7 @@ class Number:
     def _allows(self, number: float) -> bool:
         return (
             (math.isfinite(number) or (self.infinite and not math.isnan(number)))
-            and (not self.whole or number == int(number))
+            and (not self.whole or (number == int(number) and -(2**63) <= number < 2**63))  # what a tensor can hold
             and (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
             and (self.most is None or number <= self.most)

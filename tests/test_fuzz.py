@@ -97,6 +97,27 @@ def fuzz_generate(data, llama, heads):
     )
 
 
+OPTIONS = {
+    "max_new_tokens": 4, "min_new_tokens": 2, "eos_token_id": 3, "pad_token_id": 0, "do_sample": True,
+    "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.2,
+    "no_repeat_ngram_size": 2,
+    "epsilon_cutoff": 0.1, "encoder_repetition_penalty": 1.1, "sequence_bias": [[[3], 1.0]], "bad_words_ids": [[3]],
+    "suppress_tokens": [3], "begin_suppress_tokens": [3], "exponential_decay_length_penalty": (2, 1.1), "max_time": 5.0,
+    "forced_eos_token_id": 3, "logits_processor": [], "stopping_criteria": [], "generation_config": None,
+    "attention_mask": None, "position_ids": None, "past_key_values": None, "cache_implementation": None,
+    "streamer": None, "num_beams": 1, "num_return_sequences": 1, "stop_strings": None, "tokenizer": None,
+    "unknown": None,
+    "custom_generate": None, "session": eelib.decoding.Session,
+}  # fmt: skip
+
+
+def fuzz_options(data, llama):
+    """Most go on to transformers, which looks at some before decoding, at some in the middle, at some never."""
+    names = data.draw(st.sets(st.sampled_from(sorted(OPTIONS)), min_size=1, max_size=3))
+    given_ = {"max_new_tokens": 4} | {name: data.draw(of(OPTIONS[name])) for name in names}
+    own_errors(lambda: eelib.generate(llama, prompts(1)[0], policy=eelib.FixedExit(3, 2), **given_))
+
+
 def fuzz_traces(data, llama, heads):
     given_ = data.draw(st.one_of(ids, st.lists(ids, max_size=3)))
     own_errors(lambda: eelib.record_traces(llama, heads, given_))
@@ -135,11 +156,30 @@ def every(data, llama, heads, traces):
         lambda: fuzz_policies(data),
         lambda: fuzz_configs(data),
         lambda: fuzz_generate(data, llama, heads),
+        lambda: fuzz_options(data, llama),
         lambda: fuzz_traces(data, llama, heads),
         lambda: fuzz_calibration(data, traces),
         lambda: fuzz_heads(data, llama),
     )
     data.draw(st.sampled_from(parts))()
+
+
+@pytest.mark.parametrize("huge", [2**63, 2**40, 10**9])
+def test_no_memory_is_asked_for_by_a_huge_number(llama, huge):
+    """Nor does anything count to it."""
+    text = {"sequences": [prompts(1)[0][0]], "tokenizer": letters()}
+    calls = (
+        lambda: eelib.ExitHeads.init(llama, huge),
+        lambda: eelib.ExitHeads.init(llama, [huge]),
+        lambda: eelib.ExitHeads.init(llama, (1, 3), width=huge),
+        lambda: eelib.ExitHeads.init(llama, (1, 3), "mlp", huge, **text),
+        lambda: eelib.generate(llama, prompts(1)[0], policy=eelib.FixedExit(huge, 2)),
+        lambda: eelib.load_corpus(CorpusConfig("self", documents=20, length=huge), llama, letters()),
+        lambda: eelib.generate(llama, [[huge]], policy=eelib.Never()),
+    )
+    for call in calls:
+        with pytest.raises(EelibError):
+            call()
 
 
 def test_tables_that_are_no_traces(llama):

@@ -22,7 +22,7 @@ from eelib.backbone.kv_cache import KVCache, cache_argument
 from eelib.backbone.lengths import hides_what_left, lengths_of_positions
 from eelib.backbone.probing import Recorder, Tap, check_mode, find_parts, unwrapped, with_parts
 from eelib.errors import EelibError, InvalidInputError, ModelError, UnsupportedError
-from eelib.settings import COUNT, Number
+from eelib.settings import Number
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class Backbone:
             InvalidInputError: they don't.
         """
         if np.ndim(depths) == 0:
-            n = COUNT("depths", depths)
+            n = Number(least=1, most=self.n_blocks - 1, whole=True)("depths", depths)
             depths = [round(self.n_blocks * (i + 1) / (n + 1)) for i in range(n)]
         depths = tuple(Number(whole=True)("depths", depth) for depth in depths)
         if not depths:

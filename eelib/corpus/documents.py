@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eelib.backbone.int8 import int8_pays
+from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import Teacher
 from eelib.corpus.chat import Turns
 from eelib.corpus.generation import generate_texts
@@ -103,7 +104,9 @@ def write_documents(
     config: CorpusConfig, model, tokenizer, scratch: Path | None, teacher: Teacher | None
 ) -> Iterator[Document]:
     """The documents that the model writes: batch by batch, each kept in `scratch` if there is one."""
-    turns, state = Turns.of(tokenizer), PartialState()
+    turns, state, context = Turns.of(tokenizer), PartialState(), Backbone.of(model).context_length
+    if context is not None and config.length > context:
+        raise CorpusError(f"length={config.length}: the model was made for texts of at most {context} tokens.")
     if len(turns.opening) + SHORTEST > config.length:
         raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
     if not turns.to_model and config.prompts is None and config.prompt_length + 1 >= config.length:

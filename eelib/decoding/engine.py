@@ -5,7 +5,7 @@ generation configs, logits processors and stopping criteria. What happens from t
 `eelib.decoding.session`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from eelib.backbone.tokens import attention_mask, token_ids
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
 from eelib.decoding.session import DecodingCall, DecodingOutput, Session
-from eelib.errors import InvalidInputError
+from eelib.errors import EelibError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 
 
@@ -58,14 +58,18 @@ def generate(
             drafts are asked of copies (`eelib.decoding.branches`).
 
     Raises:
-        InvalidInputError: a prompt, policy or heads that are none, or a model that draws dropout.
+        InvalidInputError: a prompt, policy or heads that are none, an argument that transformers does not take, or a
+            model that draws dropout.
         UnsupportedError: an option that this engine does not offer. HeadsError: heads that do not fit model or policy.
         ModelError: a model that cannot be cut.
     """
 
-    given = frozenset(generate_kwargs)
+    given, began = frozenset(generate_kwargs), False
+    _check(session, streamer, given)
 
     def engine(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        nonlocal began
+        began = True
         made = (logits_processor, stopping_criteria, generation_config, model_kwargs)
         call = DecodingCall(model, input_ids, policy, heads, *made, verify, exact, streamer, given)
         return _decode(call, session)
@@ -76,9 +80,27 @@ def generate(
             generate_kwargs.setdefault("attention_mask", mask.to(model.device))
         ids = token_ids(input_ids, vocab_size=Backbone.of(model).n_tokens).to(model.device)
         return model.generate(ids, custom_generate=engine, **prepared(model, generate_kwargs))
+    except EelibError:
+        raise
+    except Exception as error:
+        if began:
+            raise
+        # So far transformers has only looked at what it was given.
+        raise InvalidInputError(f"transformers does not take these arguments of generate: {error}") from error
     finally:
         if streamer is not None:
             streamer.end()  # also where nothing was decoded: somebody may be waiting
+
+
+def _check(session: object, streamer: object, given: Collection[str]) -> None:
+    if not callable(session):
+        raise InvalidInputError(f"session={session!r}: expected a subclass of Session.")
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise InvalidInputError(
+            f"streamer={streamer!r}: expected an object with `put` and `end`, as transformers' are."
+        )
+    if "custom_generate" in given:
+        raise InvalidInputError("custom_generate: eelib.generate is one itself; `session` says how tokens are made.")
 
 
 def custom_generate(

@@ -1,7 +1,7 @@
 """Generation options: what is passed on to transformers in another form, and what is refused by name."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
 from eelib.errors import InvalidInputError, UnsupportedError
+from eelib.settings import Number
 
 _REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
     "num_beams": lambda c: (c.num_beams or 1) > 1,
@@ -38,6 +39,23 @@ _USED_OR_HARMLESS = {"attention_mask", "position_ids", "use_cache", "logits_to_k
 _added: weakref.WeakKeyDictionary[PreTrainedModel, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
+def _callables(name: str, value: Any) -> Any:
+    if value is not None and not (isinstance(value, Iterable) and all(map(callable, value))):
+        raise InvalidInputError(f"{name}={value!r}: expected a list of callables, or None.")
+    return value
+
+
+_WHOLE = Number(least=0, whole=True, optional=True)
+_CHECKS = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length"), _WHOLE),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size", "forced_eos_token_id", "forced_bos_token_id"), _WHOLE),
+    "max_time": Number(least=0, optional=True, infinite=True),
+    "logits_processor": _callables,
+    "stopping_criteria": _callables,
+}
+"""What transformers takes from anybody, and stumbles over in the middle of a text."""
+
+
 def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
     """What `model.generate` is given: the arguments, with stop strings made criteria.
 
@@ -45,12 +63,17 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
 
     Raises:
         UnsupportedError: an argument that never reaches a callable, and would be ignored.
+        InvalidInputError: a configuration that is none, a time that is none, or stop strings without a tokenizer.
     """
     for name in _REFUSED_ARGUMENTS:
         if generate_kwargs.get(name) is not None:
             raise UnsupportedError(f"{name} is not supported: this engine decodes one prompt of token ids.")
     kwargs = dict(generate_kwargs)
-    config = kwargs.get("generation_config") or model.generation_config
+    config = kwargs.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise InvalidInputError(f"generation_config={config!r}: expected transformers' GenerationConfig, or None.")
+    config = config or model.generation_config
+    kwargs |= {name: check(name, kwargs[name]) for name, check in _CHECKS.items() if name in kwargs}
     tokenizer = kwargs.pop("tokenizer", None)
     stop_strings = kwargs.pop("stop_strings", None) or config.stop_strings
     if not stop_strings:
@@ -119,6 +142,8 @@ def attended(
             f"{list(input_ids.shape)}, and 1 for the last token. Pad on the left."
         )
     positions = model_kwargs.get("position_ids")
+    if positions is not None and not isinstance(positions, Tensor):
+        raise InvalidInputError(f"position_ids={positions!r}: expected a tensor.")
     expected = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
     if positions is not None and "position_ids" in own and positions.ndim > 2:
         positions = None  # one for text, height and width: the model makes them itself

@@ -51,7 +51,7 @@ class HeadConfig:
     skip: bool = True
 
     def __post_init__(self):
-        settle(self, depths=_depths, width=replace(COUNT, optional=True), skip=flag, seed=SEED)
+        settle(self, depths=_depths, width=replace(COUNT, most=2**16, optional=True), skip=flag, seed=SEED)
         settle(self, draft_vocab_size=Number(least=2, whole=True, optional=True))
         check_known("kind of head", self.kind, KINDS)
         if self.draft_vocab_size is not None and self.kind in ("linear", "none"):

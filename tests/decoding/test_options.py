@@ -101,7 +101,7 @@ def test_no_new_tokens_is_what_transformers_makes_of_it(llama):
             answers.append(call().tolist())
         except ValueError as error:
             answers.append(str(error))
-    assert answers[0] == answers[1]
+    assert str(answers[1]) in str(answers[0])  # the same, or an error of ours that says theirs
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "opt"])
