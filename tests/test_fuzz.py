@@ -1,5 +1,6 @@
 """Public functions given anything: they do what they should, or raise one of eelib's own errors."""
 
+import copy
 import math
 
 import numpy as np
@@ -120,7 +121,16 @@ def fuzz_options(data, llama):
 
 def fuzz_traces(data, llama, heads):
     given_ = data.draw(st.one_of(ids, st.lists(ids, max_size=3)))
-    own_errors(lambda: eelib.record_traces(llama, heads, given_))
+    mask = data.draw(st.one_of(st.none(), st.just([[True, False]]), st.lists(anything, max_size=2)))
+    call = data.draw(st.sampled_from([
+        lambda: eelib.record_traces(llama, heads, given_, loss_mask=mask),
+        lambda: eelib.evaluate_heads(llama, heads, given_, mask),
+        lambda: eelib.train_heads(llama, copy.deepcopy(heads), given_, TrainConfig(epochs=1), loss_mask=mask),
+        lambda: eelib.train_heads(llama, copy.deepcopy(heads), [[1, 2]], TrainConfig(epochs=1), validation=given_),
+        lambda: eelib.ExitHeads.init(llama, (1, 3), "none", 20, sequences=given_, tokenizer=letters()),
+        lambda: eelib.verify_lossless(llama, heads, eelib.FixedExit(3, 2), given_, max_new_tokens=2),
+    ]))  # fmt: skip
+    own_errors(call)
 
 
 def fuzz_calibration(data, traces):

@@ -62,11 +62,42 @@ def sequences_of(given: Any, vocab_size: int | None = None) -> list[Int[Tensor, 
     tokenizer returns of several texts, of which masked tokens are left out.
 
     Raises:
-        InvalidInputError: what `token_ids` refuses.
+        InvalidInputError: what `token_ids` refuses, or a text without a token.
     """
+    rows = _rows(given, vocab_size)
+    empty = [number for number, row in enumerate(rows) if not len(row)]
+    if empty:
+        raise InvalidInputError(f"No token in sequences {empty[:10]} of {len(rows)}: leave empty texts out.")
+    return rows
+
+
+def masked_sequences(
+    sequences: Any, loss_mask: Any = None, vocab_size: int | None = None
+) -> tuple[list[Int[Tensor, " position"]], list[Tensor] | None]:
+    """Texts as `sequences_of` makes them, and for each its mask [position] of those that count, or None for all.
+
+    Raises:
+        InvalidInputError: what `sequences_of` refuses, or masks that are not one a text, as long as it.
+    """
+    rows = sequences_of(sequences, vocab_size)
+    if loss_mask is None:
+        return rows, None
+    try:
+        masks = [torch.as_tensor(mask).bool() for mask in loss_mask]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"loss_mask: expected a mask [position] for each sequence ({error}).") from error
+    if [mask.shape for mask in masks] != [row.shape for row in rows]:
+        raise InvalidInputError(
+            f"loss_mask of shapes {[list(mask.shape) for mask in masks[:5]]} ... for sequences of shapes "
+            f"{[list(row.shape) for row in rows[:5]]} ...: expected one mask a sequence, of its length."
+        )
+    return rows, masks
+
+
+def _rows(given: Any, vocab_size: int | None) -> list[Tensor]:
     if isinstance(given, Mapping):
         rows, masks = given.get("input_ids"), given.get("attention_mask")
-        rows = sequences_of(rows, vocab_size)
+        rows = _rows(rows, vocab_size)
         if masks is None:
             return rows
         return [row[torch.as_tensor(mask).bool()] for row, mask in zip(rows, masks, strict=True)]

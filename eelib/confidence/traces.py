@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from eelib.backbone.probing import check_mode
 from eelib.backbone.segments import Backbone, pad
-from eelib.backbone.tokens import sequences_of
+from eelib.backbone.tokens import masked_sequences
 from eelib.confidence.metrics import confidence, known_metrics
 from eelib.errors import CorpusError
 from eelib.heads.exit_heads import ExitHeads
@@ -62,7 +62,7 @@ def record_traces_of(
     `record_traces` takes and returns them."""
     backbone = Backbone.of(model)
     check_mode(backbone.model)
-    sequences = sequences_of(sequences, backbone.n_tokens)
+    sequences, loss_mask = masked_sequences(sequences, loss_mask, backbone.n_tokens)
     if not sequences:
         raise CorpusError("No sequences to record traces of.")
     depths = sorted({depth for heads, _ in asked for depth in heads.depths} | {backbone.n_blocks})

@@ -54,6 +54,8 @@ def verify_lossless(
     options = {"do_sample": False, **generate_kwargs, "return_dict_in_generate": False}
     rows = []
     asked = [prompt[None].to(model.device) for prompt in sequences_of(prompts, Backbone.of(model).n_tokens)]
+    if not asked:
+        raise InvalidInputError("No prompts to compare texts on.")
     for index, prompt in enumerate(tqdm(asked, desc="comparing", unit="prompt")):
         own = model.generate(prompt, **options)[0]
         for name, one in policies.items():

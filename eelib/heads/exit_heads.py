@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone.fingerprints import sketch
 from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import TeacherOutputs
+from eelib.backbone.tokens import sequences_of
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
 from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
@@ -326,7 +327,10 @@ def frequent_tokens(
     vocab_size = Backbone.of(model).vocab_size
     if size >= vocab_size:
         raise InvalidInputError(f"draft_vocab_size={size}: expected fewer than the model's {vocab_size} tokens.")
-    counts = torch.bincount(torch.cat(list(sequences)).cpu(), minlength=vocab_size).double()
+    rows = sequences_of(sequences, vocab_size)
+    if not rows:
+        raise InvalidInputError("No sequences to choose the draft vocabulary by.")
+    counts = torch.bincount(torch.cat(rows).cpu(), minlength=vocab_size).double()
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     ends = model.generation_config.eos_token_id
     special |= set(tokenizer.all_special_ids) | set(ends if isinstance(ends, list) else [ends] if ends else [])

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from eelib.backbone.teacher import Teacher
+from eelib.backbone.tokens import masked_sequences
 from eelib.errors import CorpusError, HeadsError, TrainingError
 from eelib.heads.exit_heads import ExitHeads
 from eelib.heads.lessons import Batches, Lesson, in_a_row
@@ -111,6 +112,9 @@ def train_heads(
         CorpusError: no sequences, or no position that counts. HeadsError: nothing to train. TrainingError: the loss is
         not a number, the checkpoint is another run's or cannot be written.
     """
+    n_tokens = heads.backbone.n_tokens
+    sequences, loss_mask = masked_sequences(sequences, loss_mask, n_tokens)
+    validation, validation_loss_mask = masked_sequences(validation, validation_loss_mask, n_tokens)
     if not sequences:
         raise CorpusError("No sequences to train on: the training split is empty.")
     if loss_mask is not None and not any(mask.any() for mask in loss_mask):
@@ -169,7 +173,13 @@ def evaluate_heads(
     """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head.
 
     Heads of kind `fused` are judged on their first draft, at the positions that follow another one that counts.
+
+    Raises:
+        CorpusError: no sequences. InvalidInputError: something else than token ids, and masks as long.
     """
+    sequences, loss_mask = masked_sequences(sequences, loss_mask, heads.backbone.n_tokens)
+    if not sequences:
+        raise CorpusError("No sequences to evaluate heads on.")
     sums, tokens, teacher = {depth: [0.0, 0] for depth in heads.depths}, 0, Teacher(model, heads.depths)
     for start in range(0, len(sequences), batch_size):
         texts = sequences[start : start + batch_size]
