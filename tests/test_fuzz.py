@@ -17,7 +17,7 @@ from eelib.errors import EelibError
 from eelib.heads import HeadConfig, TrainConfig
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 numbers = st.one_of(
     st.integers(-3, 12), st.floats(-2, 12), st.sampled_from([math.nan, math.inf, -math.inf, 1e3, 2**63, True, False]),

@@ -16,6 +16,7 @@ from eelib.decoding.branches import branch
 from eelib.decoding.engine import generate
 from eelib.decoding.options import prepared
 from eelib.decoding.policies import Policy
+from eelib.errors import InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 
 NEAR_TIE_ROUNDINGS = 8
