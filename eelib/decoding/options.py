@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.cache_utils import Cache
 
+from eelib.backbone.tokens import token_ids
 from eelib.errors import InvalidInputError, UnsupportedError
 from eelib.settings import Number
 
@@ -45,10 +46,20 @@ def _callables(name: str, value: Any) -> Any:
     return value
 
 
+def _mask(name: str, value: Any) -> Tensor | None:
+    if value is None:
+        return None
+    value = value if isinstance(value, Tensor) else token_ids(value, name)
+    if value.ndim != 2:
+        raise InvalidInputError(f"{name} of shape {list(value.shape)}: expected [1, position].")
+    return value
+
+
 _WHOLE = Number(least=0, whole=True, optional=True)
 _CHECKS = {
     **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length"), _WHOLE),
     **dict.fromkeys(("top_k", "no_repeat_ngram_size", "forced_eos_token_id", "forced_bos_token_id"), _WHOLE),
+    "attention_mask": _mask,
     "max_time": Number(least=0, optional=True, infinite=True),
     "logits_processor": _callables,
     "stopping_criteria": _callables,
