@@ -1,5 +1,4 @@
-"""Token ids as people have them (a tokenizer's encoding, lists, numpy, one dimension or two), made what the engine
-takes."""
+"""Token ids from any container: tokenizer output, lists, numpy arrays, tensors."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,14 +12,15 @@ from eelib.errors import InvalidInputError
 
 
 def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None) -> Int[Tensor, "batch position"]:
-    """Ids as a LongTensor [batch, position]; a single row may come without the first dimension.
+    """Token ids as a LongTensor [batch, position]; one row may come flat.
 
     Args:
-        given: a tensor, an array, (nested) lists, or what a tokenizer returns, whose `input_ids` are taken.
-        vocab_size: ids from there on are refused.
+        given: tensor, array, (nested) lists, or a tokenizer's output, whose `input_ids` are used.
+        name: of the argument, for error messages.
+        vocab_size: ids from here on are refused.
 
     Raises:
-        InvalidInputError: something else, rows of different lengths, or ids that the model does not have.
+        InvalidInputError: something else, rows of different lengths, or ids out of range.
     """
     if isinstance(given, Mapping):
         given = given.get("input_ids")
@@ -52,17 +52,18 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
 
 
 def attention_mask(given: Any) -> Tensor | None:
-    """The mask [batch, position] beside a tokenizer's ids; None where there is none."""
+    """The mask [batch, position] in a tokenizer's output; None if there is none."""
     mask = given.get("attention_mask") if isinstance(given, Mapping) else getattr(given, "attention_mask", None)
     return None if mask is None else token_ids(mask, "attention_mask")
 
 
 def sequences_of(given: Any, vocab_size: int | None = None) -> list[Int[Tensor, " position"]]:
-    """Texts as a list of rows [position]: from a list of them, each of any kind, a batch [text, position], or what a
-    tokenizer returns of several texts, of which masked tokens are left out.
+    """Texts as a list of rows [position], without masked tokens.
+
+    From a list of them, each of any kind, a batch [text, position], or a tokenizer's output for several texts.
 
     Raises:
-        InvalidInputError: what `token_ids` refuses.
+        InvalidInputError: as for `token_ids`.
     """
     if isinstance(given, Mapping):
         rows, masks = given.get("input_ids"), given.get("attention_mask")
