@@ -1,4 +1,4 @@
-"""Text that is not the model's own: a file of documents, or a dataset streamed from the Hub."""
+"""Reading of text: a file of documents, or a dataset streamed from the Hub."""
 
 import gzip
 import json
@@ -58,12 +58,15 @@ code_prompts, both of those that nothing is measured on."""
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """The documents of a packaged source (`PACKAGED`), of a .jsonl file with a field "text", of a .txt file with blank
-    lines between them (both in UTF-8, and compressed where the name ends in .gz), or of a dataset that
-    `datasets.load_dataset` knows (a Hub id or a folder), streamed. `~` and `$VARIABLES` in a path are expanded.
+    """Documents of a packaged source, a file, or a dataset.
+
+    Args:
+        source: a name in `PACKAGED`; a .jsonl file with a field "text", or a .txt file with blank lines between
+            documents (UTF-8, gzipped if the name ends in .gz; `~` and `$VARIABLES` are expanded); or a dataset for
+            `datasets.load_dataset` (a Hub id or a folder), streamed.
 
     Raises:
-        CorpusError: it cannot be read, or holds something else.
+        CorpusError: it is unreadable, or holds something else.
     """
     if source in PACKAGED:
         yield from PACKAGED[source]()
@@ -89,8 +92,10 @@ def read_documents(source: str) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file in UTF-8, compressed by gzip where it ends in .gz, with their numbers from 1 on. Only a line
-    feed ends a line: other separators that Unicode knows may stand inside a JSON string."""
+    """Numbered lines of a UTF-8 file, gzipped if it ends in .gz.
+
+    Only a line feed ends a line: Unicode's other separators may occur inside a JSON string.
+    """
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
     try:
