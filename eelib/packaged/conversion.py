@@ -1,4 +1,4 @@
-"""From a GGUF file to what `load_model` reads."""
+"""Conversion of GGUF files to the format that `load_model` reads."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ _CHECKED = "In 2024,  12 cats — “quoted” — sat down.\n\n    def f(x):\n\
 
 
 def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
-    """Read a GGUF file and save model and tokenizer in bfloat16 under `target`.
+    """Read a GGUF file; save model and tokenizer in bfloat16 under `target`.
 
     Raises:
-        FetchError: the file cannot be read, or what was saved does not compute what the file does.
+        FetchError: the file is unreadable, or the saved model computes something else than the file's.
     """
     import torch  # heavy imports stay inside, so that "nothing to do" is quick
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -52,7 +52,7 @@ def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
 
 
 def _split_digits(tokenizer) -> None:
-    """Split numbers into digits, as this vocabulary was trained; transformers' GGUF reader leaves that out."""
+    """Split numbers into digits, which transformers' GGUF reader omits."""
     from tokenizers.pre_tokenizers import Digits, Sequence
 
     backend = tokenizer.backend_tokenizer
@@ -60,7 +60,7 @@ def _split_digits(tokenizer) -> None:
 
 
 def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
-    """Compares what was saved with the logits that the model read from the file gives."""
+    """Compare the saved model's logits with the original's."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
