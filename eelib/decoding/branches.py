@@ -1,7 +1,7 @@
-"""Logits processors and stopping criteria, asked about drafts: by copies, where they may keep a state.
+"""Stateful logits processors and stopping criteria, copied for drafts.
 
-Transformers asks each once a token, in order, and some count on it (a grammar's matcher moves on with every call).
-Drafts are guesses: whatever is asked about them must not move what the final tokens are asked of.
+Transformers calls each once a token, in order, and some rely on it (a grammar's matcher advances with every call).
+Drafts may be rejected, so calls about them must not touch the state for final tokens.
 """
 
 import copy
@@ -18,11 +18,13 @@ _SHARED = (torch.nn.Module, PreTrainedTokenizerBase, PreTrainedConfig, types.Mod
 
 
 def branch(rules: Iterable) -> list:
-    """The rules, in their order, for a branch of the text that may not last: transformers' own, which read nothing but
-    the prefix, as they are; others as copies that share models and tokenizers.
+    """Copies of processors or criteria, for a tentative branch.
+
+    Transformers' own, which read only the prefix, are shared; other rules are copied, without their models and
+    tokenizers.
 
     Raises:
-        UnsupportedError: one that cannot be copied.
+        UnsupportedError: one cannot be copied.
     """
     return [_branch(rule) for rule in rules]
 
@@ -49,7 +51,7 @@ def _copied(rule: object) -> object:
 
 
 def _function(function: types.FunctionType) -> types.FunctionType:
-    """A function with what it closes over copied, since `deepcopy` takes functions as they are."""
+    """Copy of a function with its closure, since `deepcopy` shares functions."""
     if function.__closure__ is None:
         return function
     values = [cell.cell_contents for cell in function.__closure__]
@@ -67,6 +69,6 @@ def _function(function: types.FunctionType) -> types.FunctionType:
 
 
 def _memo(of: object) -> dict:
-    """What `deepcopy` is to hand on as it is: `of` itself, or what it holds."""
+    """What `deepcopy` should share: `of` itself, or what it holds."""
     held = [of, getattr(of, "__self__", None), *getattr(of, "__dict__", {}).values()]
     return {id(value): value for value in held if isinstance(value, _SHARED)}

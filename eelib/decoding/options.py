@@ -1,4 +1,4 @@
-"""Generation options: what is passed on to transformers in another form, and what is refused by name."""
+"""Generation options: converted for transformers, or refused by name."""
 
 import weakref
 from collections.abc import Callable
@@ -39,11 +39,12 @@ _added: weakref.WeakKeyDictionary[PreTrainedModel, frozenset[str]] = weakref.Wea
 
 
 def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What `model.generate` is given: the arguments, with stop strings made criteria.
+    """Arguments of `model.generate`, with stop strings turned into criteria.
 
-    Transformers (5.23) drops the tokenizer on the way to a callable, and would then refuse the stop strings.
+    Transformers (5.23) drops the tokenizer on the way to a callable, and would then refuse stop strings.
 
     Raises:
+        InvalidInputError: stop strings without a tokenizer.
         UnsupportedError: an argument that never reaches a callable, and would be ignored.
     """
     for name in _REFUSED_ARGUMENTS:
@@ -64,8 +65,10 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
 
 
 def added_by_transformers(model: PreTrainedModel) -> frozenset[str]:
-    """The names of the arguments that transformers itself hands a custom `generate` of this model, asked once for one
-    token: they differ by model and version, and are nobody's wish."""
+    """Arguments that transformers itself passes to a custom `generate`.
+
+    Found once by decoding one token: they depend on model and version, and nobody asked for them.
+    """
     if model not in _added:
         found = []
 
@@ -85,17 +88,16 @@ def attended(
     model_kwargs: dict[str, Any],
     given: frozenset[str] | None,
 ) -> Bool[Tensor, " position"]:
-    """Which tokens of the prompt the model reads. Masked ones change nothing, so the engine does not feed them.
+    """Prompt tokens that the model reads; the engine skips masked ones.
 
-    Transformers masks padding tokens by itself where no mask is given and padding is not the end of text, also in the
-    middle of a prompt.
+    Without a mask, transformers masks padding tokens unless padding is the end-of-text token, even inside a prompt.
 
     Args:
-        model_kwargs: what transformers hands a custom `generate`.
-        given: the names of those that are the caller's own, where that is known.
+        model_kwargs: what transformers passes to a custom `generate`.
+        given: names of the caller's own arguments, if known.
 
     Raises:
-        UnsupportedError: an option or an input that this engine does not offer.
+        UnsupportedError: an option or input that this engine does not support.
     """
     own = added_by_transformers(model) - (given or frozenset())
     for name, refused in _REFUSED.items():
