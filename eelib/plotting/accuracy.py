@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: early exit at each ε beside the full model, and what every exit is worth alone."""
+"""Accuracy against cost: early exit at each ε, and each exit alone."""
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,15 @@ COSTS = {
 
 
 def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> Figure:
-    """Accuracy at each ε against a cost, a panel a task, with the Pareto front.
+    """Accuracy at each ε against a cost, with the Pareto front.
 
     Args:
-        table: one row per task and setting: task, policy ("full model" or "early exit"), epsilon, accuracy with its
-            interval, the cost, and whether the row is on its front (on_front or on_speed_front).
+        table: one row per task (a panel each) and setting: task, policy ("full model" or "early exit"), epsilon,
+            accuracy with its interval, the cost, and whether the row is on its front (on_front or on_speed_front).
         cost: blocks or speed_ratio.
 
     Raises:
-        InvalidInputError: another cost, or a table without these columns.
+        InvalidInputError: another cost, or missing columns.
     """
     if cost not in COSTS:
         raise InvalidInputError(f"cost={cost!r}: expected one of {', '.join(COSTS)}.")
@@ -54,7 +54,7 @@ def _draw_task(axes: Axes, table: pd.DataFrame, cost: str, front: str) -> None:
 
 
 def exits_and_speed(table: pd.DataFrame) -> Figure:
-    """Where tokens exit at each ε, and promised beside measured speed.
+    """Exit shares at each ε, and predicted beside measured speed.
 
     Args:
         table: one row an ε: epsilon (1: the full model, not drawn), share_{depth} of every exit and, the deepest, of
@@ -74,7 +74,7 @@ def exits_and_speed(table: pd.DataFrame) -> Figure:
 
 
 def _stack(axes: Axes, table: pd.DataFrame) -> None:
-    """Bars of share_{depth}, the shallowest exit lowest and the full model on top."""
+    """Stacked bars of share_{depth}, the shallowest exit at the bottom."""
     depths = sorted(int(name.removeprefix("share_")) for name in table.columns if name.startswith("share_"))
     if not depths:
         raise InvalidInputError("The table to draw has no columns share_{depth}: expected one a depth (`exit_shares`).")
@@ -91,7 +91,7 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def anytime_quality(table: pd.DataFrame) -> Figure:
-    """Agreement, log-likelihood and accuracy over depth, if all tokens left there.
+    """Agreement, log-likelihood and accuracy by depth, if all tokens exit there.
 
     Args:
         table: one row per task and depth: task, depth, agreement, and log_prob_less_full and accuracy with their
