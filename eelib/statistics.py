@@ -1,4 +1,4 @@
-"""Bootstrap intervals over independent units, as numbers and as text, and Pareto fronts."""
+"""Bootstrap intervals over independent units, and Pareto fronts."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -11,12 +11,12 @@ from eelib.errors import ModelError
 
 
 def cache_argument(module: nn.Module) -> str:
-    """Name of the cache argument of a `forward`, which transformers renamed in 5.24."""
+    """Name of a `forward`'s cache argument, which transformers 5.24 renamed."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 class _KVLayer(CacheLayerMixin):
-    """Keys and values of one block, in a buffer that grows by doubling.
+    """Keys and values of one block, in a doubling buffer.
 
     All are kept, so that any can be rolled back; a sliding-window layer returns only those in its window.
     """

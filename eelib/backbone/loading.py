@@ -1,4 +1,4 @@
-"""Loading of a model and its tokenizer, by name, folder or Hub id."""
+"""Loading of models and tokenizers, by name, folder or Hub id."""
 
 import re
 from pathlib import Path
@@ -60,7 +60,7 @@ def load_model(
 
 
 def batch_dtype(dtype: str, device: str | torch.device | None = None) -> str:
-    """The dtype for large matrix products, as in training or writing a corpus.
+    """Dtype for large matrix products: training, or writing a corpus.
 
     It is `dtype`, except float32 in place of a 16-bit type on a CPU without instructions for it, where products take 2
     to 4 times as long as in float32; with them a half to a fifth (measured on AMX and on avx512_bf16). Decoding one

@@ -1,4 +1,4 @@
-"""Packed products: linear layers with prepacked weights, bit for bit the model's own.
+"""Packed products: linear layers from prepacked weights, bit for bit equal.
 
 On a CPU a bfloat16 linear layer hands its weight to oneDNN row by row at every call; prepacked in oneDNN's layout, the
 same product takes half the time. Layers that read the same input become one product. Each is probed on this machine,
@@ -54,7 +54,7 @@ def unpack(module: nn.Module) -> None:
 
 
 class _Product:
-    """Packed weight of one linear layer, or of several that share an input.
+    """Packed weight of one or several linear layers with one input.
 
     rows: numbers of rows for which each layer's output has the bits that its own weight gives.
     """
@@ -88,7 +88,7 @@ class _Product:
         return self.fresh and all(torch.equal(_sample(layer), sample) for layer, sample in samples)
 
     def of_layer(self, place: int, x: Tensor) -> Tensor | None:
-        """Output of the layer at this place; None where its own weight applies."""
+        """Output of the layer at this place; None if not packed."""
         if place == 0:
             if not self.fresh:
                 return None
@@ -195,7 +195,7 @@ def _available() -> bool:
 
 
 def _fits(module: nn.Module) -> bool:
-    """Whether this is torch's own linear layer, or a class marked as equivalent (`packs`)."""
+    """Whether this is torch's own linear layer, or an equivalent (`packs`)."""
     computes_the_same = getattr(type(module), "packs", type(module) is nn.Linear)
     if not computes_the_same or isinstance(module, _Packed) or "forward" in vars(module):
         return False
@@ -216,7 +216,7 @@ def _choose(layers: Sequence[nn.Module]) -> list[_Product]:
 
 @torch.no_grad()
 def quickest(layers: Sequence[nn.Module], ways: dict[str, list[list[nn.Module]]], repeats: int = 15) -> str:
-    """Time one row through the layers in each way, interleaved; return the fastest.
+    """Fastest way through the layers, timed with one row, interleaved.
 
     ways: by name, the groups of layers that share a packed product; an empty one uses the layers' own weights.
     """
@@ -238,7 +238,7 @@ def quickest(layers: Sequence[nn.Module], ways: dict[str, list[list[nn.Module]]]
 
 @torch.no_grad()
 def equal_rows(layers: Sequence[nn.Module]) -> frozenset[int]:
-    """Numbers of rows, up to MAX_ROWS, for which the packed product is exact.
+    """Numbers of rows, up to MAX_ROWS, that packed products compute exactly.
 
     Found with random weights and rows, and with some whose sums cancel, so that another order of additions shows in
     nearly every output. Cached by shapes, dtype and number of threads.
@@ -296,7 +296,7 @@ def _key(layers: Sequence[nn.Module]) -> tuple:
 
 @torch.no_grad()
 def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """Groups of layers that read the same input in turn in one module.
+    """Groups of layers that read the same input in one module.
 
     Found in one pass over two tokens; a layer that is not called exactly once is a group of its own.
     """
@@ -326,7 +326,7 @@ def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[n
 
 
 def _stamp(layer: nn.Module, name: str) -> tuple:
-    """Identity, address and version of a tensor in a layer, to detect changes."""
+    """Identity, address and version of a layer's tensor, to detect changes."""
     held = next(each for each in (layer._parameters, layer._buffers) if name in each)
     tensor = held[name]
     return held, name, tensor, *((None, None) if tensor is None else (tensor.data_ptr(), _version(tensor)))

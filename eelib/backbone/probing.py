@@ -1,4 +1,7 @@
-"""Probing: find a model's parts by what it does, without a list of architectures."""
+"""Probing: find a model's parts by what it does.
+
+No list of architectures to be missing from.
+"""
 
 import copy
 import inspect
@@ -124,7 +127,7 @@ class Anatomy:
 
 @torch.no_grad()
 def find_parts(model: PreTrainedModel) -> Anatomy:
-    """Find the parts of a model from one forward pass over a few tokens.
+    """Find the parts of a model from one short forward pass.
 
     Raises:
         ModelError: no causal language model with one list of blocks; the message says what was found.
@@ -235,7 +238,7 @@ def _decoder_of(model: PreTrainedModel, path: str) -> str:
 
 
 def _own_positions(model: PreTrainedModel, probe: Tensor) -> dict[str, Tensor]:
-    """Explicit positions for a model whose default is not 0, 1, ...; else empty.
+    """Explicit positions, for a model with another default; else empty.
 
     RoBERTa's, for one, begin after the padding token's.
     """

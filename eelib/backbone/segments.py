@@ -117,9 +117,10 @@ class Backbone:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Backbone":
-        """The backbone of a model, probed once and kept while its parts are the same.
+        """The backbone of a model, probed once and cached.
 
-        For a wrapped model (`torch.compile`, PEFT, data parallel) it is that of the model inside.
+        It is probed again when a part was replaced. For a wrapped model (`torch.compile`, PEFT, data parallel) it is
+        that of the model inside.
         """
         model = unwrapped(model)
         with cls._probing:
@@ -144,7 +145,7 @@ class Backbone:
 
     @property
     def n_tokens(self) -> int:
-        """Number of token ids; the embedding may have more rows than the unembedding."""
+        """Number of token ids; the embedding may have more rows."""
         try:
             return self.model.get_input_embeddings().weight.shape[0]
         except (NotImplementedError, AttributeError):  # transformers' own, of a model whose embeddings it cannot find
@@ -156,7 +157,7 @@ class Backbone:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def position_arguments(self, start: int, length: int) -> dict[str, Tensor]:
-        """Positions from `start` on, for a model whose default numbering differs from `generate`'s."""
+        """Positions from `start` on, where the model's default differs from `generate`'s."""
         if not self._parts.numbered:
             return {}
         return {"position_ids": torch.arange(start, start + length, device=self.model.device)[None]}
@@ -201,7 +202,7 @@ class Backbone:
         span: Span,
         blocks: Sequence[nn.Module] | None = None,
     ) -> Tensor:
-        """Run the blocks first, ..., last - 1 on the positions of `span`.
+        """Run the blocks first, ..., last - 1 on a span.
 
         Args:
             blocks: run these in place of the model's own.
@@ -217,7 +218,7 @@ class Backbone:
         return hidden
 
     def normalise(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... width"]:
-        """The unembedding's input from a state: final norm, and whatever the model adds."""
+        """The unembedding's input: final norm, and whatever the model adds."""
         if self._parts.norm_is_all:
             return self.final_norm(hidden)
         return self._run_around(state=hidden)

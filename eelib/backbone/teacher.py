@@ -36,7 +36,7 @@ class TeacherOutputs:
 
     @classmethod
     def from_states(cls, backbone: Backbone, states: dict[int, Tensor], rows: int = 256) -> "TeacherOutputs":
-        """Outputs from states [token, hidden] at the heads' depths and the last block.
+        """Outputs from hidden states [token, hidden], the last block's included.
 
         Frees the last block's states; a few rows at a time bound the memory for logits.
         """

@@ -52,7 +52,7 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
 
 
 def attention_mask(given: Any) -> Tensor | None:
-    """The mask [batch, position] in a tokenizer's output; None if there is none."""
+    """The mask [batch, position] in a tokenizer's output, if any."""
     mask = given.get("attention_mask") if isinstance(given, Mapping) else getattr(given, "attention_mask", None)
     return None if mask is None else token_ids(mask, "attention_mask")
 

@@ -1,4 +1,4 @@
-"""Combined confidence: a score learned from all metrics, to judge single ones by."""
+"""Combined confidence, learned from all metrics: a yardstick for single ones."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Confidence metrics from one pass over a head's logits; larger is more confident."""
+"""Confidence metrics of a head's logits; larger is more confident."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ def register_metric(
         InvalidInputError: the name is a built-in metric's, or not an identifier.
 
     Example:
-        >>> register_metric("two_to_one", lambda logits: logits.softmax(-1).topk(2).values @ torch.tensor([1.0, -0.5]))
-        >>> "two_to_one" in known_metrics()
+        >>> register_metric("collision", lambda logits: logits.softmax(-1).square().sum(-1), low=0, high=1)
+        >>> "collision" in known_metrics()
         True
     """
     if name in BUILT_IN or not name.isidentifier():

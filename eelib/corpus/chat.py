@@ -59,7 +59,7 @@ class Turns:
 
 
 def as_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "1 position"]:
-    """Text as a prompt: a user's turn if there is a chat template."""
+    """Text as a prompt: a user's turn, if there are turns."""
     if not tokenizer.chat_template:
         return tokenizer(text, return_tensors="pt").input_ids
     turn = [{"role": "user", "content": text}]

@@ -1,4 +1,4 @@
-"""HumanEval's tasks as prompts: functions to complete, or to write from a description."""
+"""HumanEval's tasks as prompts: code to complete, or a description."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ _EXAMPLES = re.compile(r">>>|(?:\bfor )?\bexamples?\b|\bfor instance\b|==>|➞",
 
 
 def completion(prompt: str) -> str:
-    """Prompt to complete a function; answers repeat much of its signature and docstring."""
+    """Prompt to complete a function; answers repeat much of it."""
     return f"Complete this function:\n\n```python\n{prompt.strip()}\n```"
 
 

@@ -36,9 +36,9 @@ class Corpus:
         made_of: source and settings.
 
     Example:
-        >>> corpus = load_corpus(CorpusConfig(documents=30, length=24), model, tokenizer)
+        >>> corpus = load_corpus(CorpusConfig(documents=80, length=24), model, tokenizer)
         >>> list(corpus.report().columns)[:4]
-        ['split', 'documents', 'duplicates_dropped', 'tokens']
+        ['split', 'documents', 'duplicates', 'tokens']
     """
 
     train: list[Tensor]
@@ -111,7 +111,7 @@ def load_corpus(
     scratch: str | Path | None = None,
     teacher: Teacher | None = None,
 ) -> Corpus:
-    """Generate or read the corpus of a config, deduplicated and split by document.
+    """Generate or read a corpus, deduplicate it, and split by document.
 
     Args:
         scratch: folder for finished batches of self-generation, from which a later call with the same config resumes,
@@ -123,7 +123,7 @@ def load_corpus(
         TeacherError: no disk space for teacher outputs.
 
     Example:
-        >>> corpus = load_corpus(CorpusConfig(documents=30, length=24), model, tokenizer)
+        >>> corpus = load_corpus(CorpusConfig(documents=80, length=24), model, tokenizer)
         >>> len(corpus.train) > len(corpus.test) > 0
         True
     """

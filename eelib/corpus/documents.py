@@ -159,7 +159,7 @@ def write_documents(
 
 
 def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: int, file: Path | None) -> list[str]:
-    """Invented prompts for every third document, if requested; cached in `file`, if given."""
+    """Invented prompts for every third document, cached in `file`, if requested."""
     if not config.invent:
         return []
     if file is not None and file.is_file():

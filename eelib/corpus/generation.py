@@ -86,7 +86,7 @@ def generate_texts(
     prompts: Sequence[Sequence[int]] = (),
     int8: bool = False,
 ) -> GeneratedTexts:
-    """Generate one conversation a row: the user's words, the answer, the next question.
+    """Generate one conversation a row: user, model, user, ...
 
     Args:
         turns: the template's tokens between the words. Without a chat template the model continues from the opening,
@@ -137,7 +137,7 @@ def generate_texts(
 
 
 class _Sides:
-    """Whose turn it is in each row, and the template's tokens still to come.
+    """Whose turn it is in each row, and pending template tokens.
 
     answering: the model speaks as itself, not as the user, [row].
     reciting: the user's words come from a prompt, [row].
@@ -239,7 +239,7 @@ def _chosen(chunks: Float[Tensor, "row chunk token"], which: Int[Tensor, " row"]
 def _attention_of_one_query(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """Attention of one query a row, with shared heads as one batch of queries.
+    """Attention of one query a row, batched over shared heads.
 
     torch's CPU kernel is slow for a single query, and copies shared keys for every head. query [row, head, 1, width];
     key and value [row, group, position, width].

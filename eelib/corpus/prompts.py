@@ -1,4 +1,4 @@
-"""Prompts that open a chat: from a file, or invented after its examples."""
+"""Prompts that open a chat: from a file, or invented."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Opening:
 def openings(
     documents: int, temperatures: Sequence[float], given: Sequence[Sequence[int]], invented: Sequence[Sequence[int]]
 ) -> list[Opening]:
-    """Openings of the documents: in turn none, a given prompt, an invented one.
+    """Openings of the documents: without, given and invented prompts in turn.
 
     As far as there are such. A given prompt meets every temperature in turn, but is answered greedily only once.
     """
@@ -58,7 +58,9 @@ def openings(
 
 
 def given_prompts(source: str, most: int, limit: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of a source with 1 to `most` tokens, among the first `limit`.
+    """Texts of a source that are short enough for prompts.
+
+    They have 1 to `most` tokens, and are among the first `limit`.
 
     Raises:
         CorpusError: there is none.
@@ -82,7 +84,7 @@ def invent_prompts(
     seed: int = 0,
     int8: bool = False,
 ) -> list[str]:
-    """Prompts invented by the model: one more item after a few of the given.
+    """Prompts invented by the model as continuations of a list.
 
     They are distinct, of one line and up to `most` tokens. The examples are neighbours, which in a file are often of
     one kind, from all over the given ones; of one line where there are such.

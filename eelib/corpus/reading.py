@@ -1,4 +1,4 @@
-"""Reading of text: a file of documents, or a dataset streamed from the Hub."""
+"""Reading of text: files of documents, or datasets of the Hub."""
 
 import gzip
 import json

@@ -176,7 +176,7 @@ class ExitHeads(nn.Module):
         return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.weight.numel())}
 
     def weights(self, depth: int) -> tuple[int, int]:
-        """Number of weights of a head: its own, and those that a call reads.
+        """Number of weights of a head: own, and read per call.
 
         The latter include rows shared with other heads.
         """

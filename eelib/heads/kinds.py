@@ -42,9 +42,10 @@ class DraftedRows(nn.Module):
 
 
 class _GatedMLP(nn.Module):
-    """x + A x + b + down(silu(gate(n)) * up(n)), with n the RMS-normalised x.
+    """Residual gated MLP, optionally beside a linear map.
 
-    Starts as the identity. A and b only with `skip`.
+    x + A x + b + down(silu(gate(n)) * up(n)), with n the RMS-normalised x. Starts as the identity. A and b only with
+    `skip`.
     """
 
     def __init__(self, hidden_size: int, width: int, skip: bool):
@@ -61,10 +62,10 @@ class _GatedMLP(nn.Module):
 
 
 class _Fused(nn.Module):
-    """x + A n + down(silu(gate(n)) * up(n)), with n of two inputs.
+    """Gated MLP and linear map that also read the previous position.
 
-    n is the RMS-normalised state x beside the unembedding's input one position back. Starts as x, normalised. A, gate
-    and up are one product.
+    x + A n + down(silu(gate(n)) * up(n)). n is the RMS-normalised state x beside the unembedding's input one position
+    back. Starts as x, normalised. A, gate and up are one product.
     """
 
     def __init__(self, hidden_size: int, final_size: int, width: int):
@@ -87,7 +88,7 @@ class _Fused(nn.Module):
 
 
 class _Affine(nn.Module):
-    """x + A x + b; starts as the identity."""
+    """Residual map x + A x + b, initially the identity."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -100,7 +101,10 @@ class _Affine(nn.Module):
 
 
 class _Untied(nn.Module):
-    """RMS norm with an unembedding of its own, initialised from the model's if possible."""
+    """RMS norm, and an unembedding initialised from the model's.
+
+    If its shape allows.
+    """
 
     def __init__(self, unembedding: nn.Module, hidden_size: int):
         super().__init__()

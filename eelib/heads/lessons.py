@@ -30,7 +30,7 @@ class Lesson:
 
 
 class Batches:
-    """Steps of a run; every epoch takes all sequences in a new order.
+    """Steps of a run, in a new order every epoch.
 
     Args:
         sequences, loss_mask: as for `train_heads`.

@@ -1,4 +1,4 @@
-"""Recipes: corpus, heads and training in one file, for one process or many.
+"""Recipes: corpus, heads and training in one file.
 
 `accelerate launch -m eelib.heads.recipe config/heads.yaml --model EleutherAI/pythia-410m --slug pythia-410m`
 """
@@ -135,7 +135,7 @@ class MadeHeads:
 def make_heads(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace | None
 ) -> MadeHeads:
-    """Make corpus and heads by a recipe, and save them; resumes when killed.
+    """Make and save corpus and heads by a recipe, resumably.
 
     Args:
         workspace: where to save. None keeps them in memory and deletes intermediate files.

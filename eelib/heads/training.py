@@ -211,7 +211,7 @@ def evaluate_heads(
 
 
 class _Run:
-    """State of training: optimizer, step, tokens seen and log, in one atomic file."""
+    """State of training, checkpointed in one file."""
 
     def __init__(self, heads, config: TrainConfig, sequences, loss_mask, path: Path | None):
         self.heads, self.config, self.path = heads, config, path
