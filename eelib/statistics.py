@@ -28,7 +28,7 @@ def format_interval(row: Mapping[str, float] | pd.Series, name: str, form: str =
 def mean_interval(values: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of independent values and its 95% percentile-bootstrap interval.
 
-    The values are one a sequence, a case or a prompt.
+    The values are one per sequence, case or prompt.
     """
     return _interval((np.asarray(values, float),), lambda x, axis: x.mean(axis=axis), resamples, seed)
 

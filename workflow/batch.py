@@ -25,7 +25,7 @@ from eelib.workspace import expanded
 PROJECT = Path(__file__).resolve().parents[1]
 
 DRIVER = "EELIB_BATCH_PID"
-"""Environment variable, "<process id>@<host>": the driver without which a notebook's run has no purpose."""
+"""Environment variable, "<process id>@<host>": the driver that a notebook's run belongs to."""
 
 
 def code_hash(notebook: str | Path) -> str:
@@ -68,8 +68,8 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
             except papermill.PapermillExecutionError as error:
                 os.replace(part, failed)
                 raise BatchError(
-                    f"{source.name} failed in cell {error.cell_index + 1}: {error.ename}: {error.evalue}\n"
-                    f"The notebook as far as it ran is {failed}. An earlier result was left as it was."
+                    f"{source.name} failed in cell {error.cell_index + 1}: {error.ename}: {error.evalue}\nThe notebook "
+                    f"up to the failure is {failed}. The earlier result, if any, was kept."
                 ) from error
             os.replace(part, target)
             failed.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ def paper(config: str | Path, options: list[str]) -> int:
                 "--rerun-incomplete", "--keep-going", *options,
             ])  # fmt: skip
     except Timeout as error:
-        raise BatchError(f"Another batch works in {lock.parent}. Wait for it to end, or end it.") from error
+        raise BatchError(f"Another batch runs in {lock.parent}. Wait for it to end, or stop it.") from error
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

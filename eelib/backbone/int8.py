@@ -11,8 +11,8 @@ from eelib.backbone.probing import with_parts
 def with_int8(module: nn.Module) -> nn.Module:
     """Shallow copy of `module` with int8 linear layers.
 
-    Weights are rounded once, with one scale an output; inputs on arrival, with one scale a row. On a CPU with VNNI the
-    products take a quarter to a third of float32's time. Only plain `nn.Linear` is replaced. (torchao's eager
+    Weights are rounded once, with one scale per output; inputs on arrival, with one scale per row. On a CPU with VNNI
+    the products take a quarter to a third of float32's time. Only plain `nn.Linear` is replaced. (torchao's eager
     Int8DynamicActivationInt8WeightConfig was no faster than float32 when measured here; it needs torch.compile, which
     needs a compiler.)
     """

@@ -95,8 +95,8 @@ class KVCache(Cache):
         other = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "is_sliding")})
         if other:
             raise ModelError(
-                f"{config.model_type} keeps its past in {', '.join(other)}, which cannot be rolled back: expected "
-                "keys and values in every block."
+                f"{config.model_type} keeps its past in {', '.join(other)}, which cannot be rolled back: expected keys "
+                "and values in every block."
             )
         self.windows = [layer.sliding_window if layer.is_sliding else None for layer in layers]
         super().__init__(layers=[_KVLayer(capacity, window, kept_in) for window in self.windows])

@@ -52,8 +52,8 @@ def load_model(
     absent = sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]}))
     if absent:
         raise ModelError(
-            f"{name} lacks {len(absent)} of the weights of a {type(model).__name__} or has them in another shape, "
-            f"{absent[0]} for one. Is it a causal language model, completely downloaded?"
+            f"{name} lacks {len(absent)} of the weights of a {type(model).__name__}, or has other shapes: {absent[0]}, "
+            "for one. Expected a causal language model, completely downloaded."
         )
     model.config._name_or_path = str(name)  # what artefacts call it by: the name, not where it lies on this machine
     return model.to(device).eval().requires_grad_(False), tokenizer
@@ -77,7 +77,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype not in DTYPES:
-        raise InvalidInputError(f"Unknown dtype {dtype!r}. Expected one of {', '.join(DTYPES)}.")
+        raise InvalidInputError(f"Unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}.")
     return getattr(torch, dtype)
 
 
@@ -88,9 +88,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise InvalidInputError(f"Unknown device {device!r}. Expected one that torch knows: cpu, cuda, ...") from error
+        raise InvalidInputError(f"Unknown device {device!r}: expected one of torch's, such as cpu or cuda.") from error
     if found.type == "cuda" and not cuda:
-        raise InvalidInputError(f"Device {device!r} was asked for, but torch finds no CUDA GPU here. Use device='cpu'.")
+        raise InvalidInputError(f"device={device!r}, but torch finds no CUDA GPU here: use device='cpu'.")
     return found
 
 
@@ -103,8 +103,8 @@ def _locate(name: str) -> str:
     if HUB_ID.fullmatch(name):
         return name
     raise ModelError(
-        f"Unknown model {name!r}: neither a packaged model, nor a folder that exists, nor a Hub id of the form "
-        f"org/name. Packaged: {', '.join(packaged.MODELS)}. On the Hub, for example: {', '.join(PYTHIA)}."
+        f"Unknown model {name!r}: expected a packaged model ({', '.join(packaged.MODELS)}), an existing folder, or a "
+        f"Hub id of the form org/name, such as {', '.join(PYTHIA)}."
     )
 
 

@@ -2,7 +2,7 @@
 
 On a CPU a bfloat16 linear layer hands its weight to oneDNN row by row at every call; prepacked in oneDNN's layout, the
 same product takes half the time. Layers that read the same input become one product. Each is probed on this machine,
-and used only where it gives the bits of `F.linear`, faster.
+and used only where it is faster and gives the bits of `F.linear`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 MAX_ROWS = 32
-"""Products are probed, and taken from packed weights, for up to so many rows."""
+"""Maximum number of rows for packed products."""
 
 _log = logging.getLogger(__name__)
 _equal_rows: dict[tuple, frozenset[int]] = {}

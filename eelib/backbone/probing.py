@@ -171,9 +171,9 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
             handle.remove()
     if len(seen["blocks"]) != 1 or len(seen["unembedding"]) != 1 or len(seen["takers"]) > 1:
         raise ModelError(
-            f"Cannot cut {name}: in one pass its last block ran {len(seen['blocks'])} times, its unembedding "
-            f"{len(seen['unembedding'])} times, and {len(seen['takers'])} modules took the last block's output; "
-            "expected once, once, and at most one."
+            f"Cannot split {name} into blocks: in one pass its last block ran {len(seen['blocks'])} times, its "
+            f"unembedding {len(seen['unembedding'])} times, and {len(seen['takers'])} modules read the last block's "
+            "output; expected once, once, and at most one."
         )
     last = seen["blocks"][0]
     given, projected = seen["unembedding"][0]
@@ -208,7 +208,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
             inside = inside.get_base_model()
         else:
             inside = getattr(inside, "_orig_mod", getattr(inside, "module", None))
-    raise ModelError(f"A {type(model).__name__}: expected a causal language model of transformers.")
+    raise ModelError(f"{type(model).__name__}: expected a causal language model of transformers.")
 
 
 def check_mode(model: PreTrainedModel) -> None:
@@ -221,7 +221,9 @@ def check_mode(model: PreTrainedModel) -> None:
     drops = [name for name in config if "drop" in name and "classifier" not in name]  # classifiers are no part of it
     rates = [config[name] for name in drops if isinstance(config[name], float)]
     if model.training and any(rate > 0 for rate in rates):
-        raise InvalidInputError("The model is in training mode and draws dropout: call model.eval() first.")
+        raise InvalidInputError(
+            "The model is in training mode with dropout, so its outputs are random: call model.eval() first."
+        )
 
 
 def _decoder_of(model: PreTrainedModel, path: str) -> str:
@@ -232,8 +234,8 @@ def _decoder_of(model: PreTrainedModel, path: str) -> str:
         if "input_ids" in inspect.signature(model.get_submodule(found).forward).parameters:
             return found
     raise ModelError(
-        f"Cannot cut {type(model).__name__}: no part of it around {path} takes `input_ids`; expected a model within "
-        "the causal language model, such as `model.model`."
+        f"Cannot split {type(model).__name__} into blocks: no module around {path} takes `input_ids`; expected a "
+        "decoder within the causal language model, such as `model.model`."
     )
 
 
@@ -262,7 +264,7 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         found = {name: m for name, m in found.items() if id(m) in inside}
     if len(found) != 1:
         raise ModelError(
-            f"Cannot cut {type(model).__name__}: expected exactly one list of {n_blocks} blocks, found "
+            f"Cannot split {type(model).__name__} into blocks: expected exactly one list of {n_blocks} blocks, found "
             f"{list(found) or 'none'} among { ({name: len(m) for name, m in lists.items()}) }."
         )
     return next(iter(found.items()))

@@ -93,8 +93,8 @@ class Backbone:
             raise
         except Exception as error:  # whatever a model's own code raises where its parts are run by themselves
             raise ModelError(
-                f"Cannot cut {type(model).__name__}: run with other blocks than its own, or position by position, it "
-                f"fails with {type(error).__name__}: {error}"
+                f"Cannot split {type(model).__name__} into blocks: run in parts or position by position, it fails with "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _probe(self, model: PreTrainedModel) -> None:
@@ -177,7 +177,7 @@ class Backbone:
         if input_ids.shape[0] > 1 and self.lengths is not None and start + input_ids.shape[1] > self.lengths.same_up_to:
             raise UnsupportedError(
                 f"Texts of {start + input_ids.shape[1]} tokens in one batch: beyond {self.lengths.same_up_to} this "
-                f"model's positions ({self.lengths.kind}) depend on the longest text beside it. Give one text at a "
+                f"model's positions ({self.lengths.kind}) depend on the longest text of the batch. Pass one text at a "
                 "time (batch_size=1), or shorter ones."
             )
         with self._turn:
@@ -345,7 +345,7 @@ class Backbone:
             difference = (found - logits).abs().max().item() if found.shape == logits.shape else float("inf")
             if not difference <= tolerance * logits.abs().max().item():
                 raise ModelError(
-                    f"Cannot cut {type(self.model).__name__}: blocks, {type(self.final_norm).__name__} and "
-                    f"unembedding, {how}, give logits of shape {list(found.shape)} that differ by {difference:.3g} "
+                    f"Cannot split {type(self.model).__name__} into blocks: blocks, {type(self.final_norm).__name__} "
+                    f"and unembedding, {how}, give logits of shape {list(found.shape)} that differ by {difference:.3g} "
                     f"from its own of shape {list(logits.shape)} and size up to {logits.abs().max():.3g}."
                 )

@@ -67,7 +67,8 @@ class Teacher:
     Args:
         model: the frozen model.
         depths: where the heads read.
-        folder: cache of outputs, one file a sequence, for later epochs and other heads; None recomputes them each time.
+        folder: cache of outputs, one file per sequence, for later epochs and other heads; None recomputes them each
+            time.
 
     Example:
         >>> teacher = Teacher(model, depths=[2, 4])
@@ -124,7 +125,9 @@ class Teacher:
             f"{self.folder}"
         )
         if size > 0.9 * free:
-            raise TeacherError(f"{what}, where {free / 1e9:.2f} GB are free. Make room, or do not cache the teacher.")
+            raise TeacherError(
+                f"{what}, where {free / 1e9:.2f} GB are free. Free disk space, or do not cache the teacher."
+            )
         print(f"{what}; {free / 1e9:.0f} GB are free.")
 
     def clear_cache(self) -> None:

@@ -32,8 +32,8 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
         ids = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"{name} of type {type(given).__name__}: expected token ids, [batch, position] or [position], all rows of "
-            f"one length ({error})."
+            f"{name} of type {type(given).__name__}: expected token ids, [batch, position] or [position], with rows of "
+            f"equal length ({error})."
         ) from error
     if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
         if ids.numel():
@@ -45,8 +45,8 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
     ids = ids.long() if ids.ndim == 2 else ids.long()[None]
     if vocab_size is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise InvalidInputError(
-            f"{name} from {int(ids.min())} to {int(ids.max())}: expected tokens from 0 to {vocab_size - 1}, which are "
-            "those of this model. Is the tokenizer another one's?"
+            f"{name} from {int(ids.min())} to {int(ids.max())}: expected tokens from 0 to {vocab_size - 1}, the "
+            "model's. Is the tokenizer another model's?"
         )
     return ids
 

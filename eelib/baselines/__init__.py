@@ -1,4 +1,4 @@
-"""Baselines: methods of the literature, one a file, each a decoder.
+"""Baselines: methods of the literature, one per file, each a decoder.
 
 A decoder is a call that takes a prompt [1, position]. transformers' own ways of decoding are decoders as they are
 (`transformers_generate`). The others share this engine, so that only the method differs: as policies (`draft_verify`,

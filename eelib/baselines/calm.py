@@ -32,8 +32,12 @@ from eelib.heads.exit_heads import ExitHeads
 from eelib.settings import COUNT, Number, settle
 
 CONFIDENCES = ("softmax", "saturation", "classifier")
-"""softmax: p(1) - p(2). saturation: the cosine of the state with that at the exit before (the first exit has none).
-classifier: a linear one on the state, trained to say whether the head agrees with the model."""
+"""CALM's confidence measures.
+
+- `softmax`: p(1) - p(2).
+- `saturation`: cosine of the state with that at the exit before (the first exit has none).
+- `classifier`: linear, on the state, trained to predict the head's agreement with the model.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class CALMSession(Session):
 def train_classifiers(
     model: PreTrainedModel, heads: ExitHeads, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None
 ) -> dict[int, Pipeline]:
-    """Logistic regression a depth, from the state to the head's agreement."""
+    """Logistic regression per depth, from the state to the head's agreement."""
     teacher, found, agrees = Teacher(model, heads.depths), {d: [] for d in heads.depths}, {d: [] for d in heads.depths}
     for start in range(0, len(sequences), 8):
         masks = None if loss_mask is None else loss_mask[start : start + 8]
@@ -116,7 +120,7 @@ def train_classifiers(
     for depth in heads.depths:
         right = np.concatenate(agrees[depth])
         if right.all() or not right.any():
-            raise CorpusError(f"The head at depth {depth} is always right or always wrong on this text: take more.")
+            raise CorpusError(f"The head at depth {depth} is always right or always wrong on this text: use more text.")
         fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
         classifiers[depth] = fit.fit(np.concatenate(found[depth]), right)
     return classifiers
@@ -164,8 +168,8 @@ def learn_then_test(traces: pd.DataFrame, column: str, epsilon: float, delta: fl
     """
     tokens = HeadScores.of(traces, column)
     path = np.repeat(np.linspace(1, 0, points)[:, None], len(tokens.depths), axis=1)
-    given = {"p_value": "hoeffding_bentkus", "path": path}
-    (threshold, *_), _, _ = control_risk(tokens, "output_agreement", epsilon, delta, **given)
+    options = {"p_value": "hoeffding_bentkus", "path": path}
+    (threshold, *_), _, _ = control_risk(tokens, "output_agreement", epsilon, delta, **options)
     return float("inf") if threshold is None else threshold
 
 

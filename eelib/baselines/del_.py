@@ -24,7 +24,7 @@ class DEL(Policy):
     Attributes:
         reads: cost of each component.
         n_blocks: of the model.
-        max_draft: maximum drafts a round.
+        max_draft: maximum drafts per round.
         memory: decay of the counts per round.
     """
 
@@ -68,8 +68,8 @@ class DEL(Policy):
 class _Recording(Frontier):
     """Frontier that keeps the states of each segment since the last verification."""
 
-    def __init__(self, *given):
-        super().__init__(*given)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.left: list[list[torch.Tensor]] = [[] for _ in range(self.n_segments)]
 
     def advance(self, segment):

@@ -34,14 +34,14 @@ class LayerSkipConfig:
 
     Attributes:
         steps: of the optimizer; text is reused in another order when exhausted.
-        batch_size: sequences a step.
+        batch_size: sequences per step.
         learning_rate: peak rate of AdamW, after a linear warm-up and before a cosine decay to zero.
         warmup: share of steps for the warm-up.
         max_grad_norm: clipping norm of gradients.
         p_max: dropout probability of the last block, per sequence; earlier blocks have less.
         from_scratch: whether that probability grows over the steps, as in the paper without pretraining.
         e_scale: weight of the exits' losses, from 0 (only the model's end counts) to 1.
-        curriculum: which exits have a loss at a step. `rotational`: every `rotation`-th, shifted by one block a step;
+        curriculum: which exits have a loss at a step. `rotational`: every `rotation`-th, shifted by one block per step;
             `gradual`: from the last one down, one more every steps / 2L steps. The model's end always has one.
         rotation: the paper's R, in blocks.
         seed: of the order of the sequences and of the dropout.
@@ -126,7 +126,7 @@ def finetune(
     dtype. A run takes minutes and is not resumed; a failed one leaves only its log.
 
     Args:
-        sequences: 1-D LongTensors, one a document.
+        sequences: 1-D LongTensors, one per document.
         loss_mask: for each a mask of the positions to train on (`Corpus.loss_mask`); None for all. A position stands
             for the next token, so the last one of a sequence never counts.
         log: file for the rows of the report as they come, one JSON object a line.
@@ -162,8 +162,8 @@ def finetune(
             norm = torch.nn.utils.clip_grad_norm_(tuned.parameters(), config.max_grad_norm)
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 raise TrainingError(
-                    f"The loss is {total.item()} at step {step + 1}, its gradient {norm.item()}. The model given is as "
-                    f"it was; lower learning_rate ({config.learning_rate}) or check the text."
+                    f"The loss is {total.item()} at step {step + 1}, its gradient {norm.item()}. The original model is "
+                    f"unchanged; lower learning_rate ({config.learning_rate}) or check the text."
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -241,7 +241,7 @@ def read_exits(
             table = pd.DataFrame({"sequence": row, "depth": depth, "tokens": 1, "agreed": agreed, "nats": nats})
             rows.append(table.groupby(["sequence", "depth"], as_index=False).sum())
     if not rows:
-        raise CorpusError("No sequences to read the exits on.")
+        raise CorpusError("No sequences to read the exits on: expected at least one.")
     return pd.concat(rows, ignore_index=True).sort_values(["sequence", "depth"], ignore_index=True)
 
 

@@ -144,13 +144,13 @@ def compare_accuracy(
 
 @torch.no_grad()
 def compare_answers(model: PreTrainedModel, tuned: PreTrainedModel, own: OwnTexts, theirs: OwnTexts) -> pd.DataFrame:
-    """Differences between the greedy answers of a tuned copy and the model.
+    """Differences between greedy answers of the model and a tuned copy.
 
     Args:
         own, theirs: the model's answers and the copy's, to the same prompts.
 
     Returns:
-        One row a prompt: different (tokens that the copy would choose otherwise along the model's answer), and of the
+        One row per prompt: different (tokens of the model's answer that the copy would choose otherwise), and of the
         two answers the columns of `verify_lossless`: tokens, equal, first_mismatch, gap, rounding, near_tie.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""SkipDecode (arXiv 2307.02628): one exit depth a position, decreasing along the text.
+"""SkipDecode (arXiv 2307.02628): one exit depth per position, decreasing along the text.
 
 So a batch never waits.
 """
@@ -12,7 +12,7 @@ from eelib.settings import COUNT, settle
 
 @dataclass(frozen=True)
 class SkipDecode(Policy):
-    """One exit depth a position, independent of confidence.
+    """One exit depth per position, independent of confidence.
 
     New token t exits after round(max_depth - (max_depth - min_depth) * t / length) blocks, from t = length on after
     min_depth.
@@ -21,7 +21,7 @@ class SkipDecode(Policy):
         max_depth: of the first token; may be the number of blocks.
         min_depth: of tokens from `length` on.
         length: tokens until then.
-        max_draft: maximum drafts a round.
+        max_draft: maximum drafts per round.
     """
 
     max_depth: int
@@ -32,7 +32,9 @@ class SkipDecode(Policy):
     def __post_init__(self):
         settle(self, **dict.fromkeys(("max_depth", "min_depth", "length", "max_draft"), COUNT))
         if self.min_depth > self.max_depth:
-            raise InvalidInputError(f"min_depth={self.min_depth} is more than max_depth={self.max_depth}.")
+            raise InvalidInputError(
+                f"min_depth={self.min_depth} is more than max_depth={self.max_depth}: expected at most that."
+            )
 
     def depth_of(self, index: int) -> int:
         """Exit depth of the new token with this index."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eelib.evaluation.harness_model import LogitsLM
 
 FLOOR = -1000.0
-"""What tokens outside the most likely ones get in place of their logits."""
+"""Logit of tokens outside the most likely ones."""
 
 
 def evolve_logits(
@@ -46,7 +46,7 @@ def evolve_logits(
         steps: T (10 for TruthfulQA, else 1).
     """
     if not early:
-        raise InvalidInputError("sled needs the logits of at least one earlier layer.")
+        raise InvalidInputError("early=[]: expected the logits of at least one earlier layer.")
     final = final.float()
     top = final.topk(k, dim=-1).indices
     votes = []
@@ -105,8 +105,8 @@ class SLEDSession(Session):
             early.append(self.heads[depth].full_logits(depth, hidden))
             self.head_positions[depth] += 1
         final = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
-        given = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
-        self.emit(self.rule.draw(self.scores(self.tokens, evolve_logits(final, early, **given)))[0])
+        settings = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
+        self.emit(self.rule.draw(self.scores(self.tokens, evolve_logits(final, early, **settings)))[0])
 
 
 def sled_model(

@@ -13,8 +13,11 @@ from jaxtyping import Bool, Float, Int
 from eelib.errors import CorpusError, InvalidInputError
 
 TARGETS = ("exit_agreement", "output_agreement")
-"""What ε may promise. exit_agreement: P(agree | exited). output_agreement: 1 - P(exited and disagreed), which with few
-exits is far weaker."""
+"""What ε may promise.
+
+- `exit_agreement`: P(agree | exited).
+- `output_agreement`: 1 - P(exited and disagreed), which with few exits is far weaker.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,24 @@ class HeadScores:
         """
         if not isinstance(traces, pd.DataFrame) or not {"depth", "sequence", "position", "agrees"} <= set(traces):
             found = list(traces) if isinstance(traces, pd.DataFrame) else type(traces).__name__
-            raise InvalidInputError(f"Traces that are {found}: expected a table as `record_traces` returns it.")
+            raise InvalidInputError(f"traces of type {found}: expected a table from `record_traces`.")
         if not isinstance(metric, str) or metric not in traces or not pd.api.types.is_float_dtype(traces[metric]):
             scores = [name for name, values in traces.items() if pd.api.types.is_float_dtype(values)]
             raise InvalidInputError(f"Unknown metric {metric!r}: expected one of {', '.join(scores)}.")
         if traces.empty:
-            raise CorpusError("No traces to calibrate on.")
+            raise CorpusError("No traces to calibrate on: expected at least one row.")
         depths, tables = zip(*traces.groupby("depth"), strict=True)
         tokens = [table[["sequence", "position"]].to_numpy() for table in tables]
         if not all(np.array_equal(tokens[0], other) for other in tokens):
             raise InvalidInputError(
-                f"The rows of the heads at depths {list(map(int, depths))} are not of the same tokens in the same "
-                "order: expected traces as `record_traces` gives them."
+                f"The heads at depths {list(map(int, depths))} do not have rows of the same tokens in the same order: "
+                "expected traces from `record_traces`."
             )
         scores = np.stack([table[metric].to_numpy() for table in tables], axis=1)
         if np.isnan(scores).any():
-            raise InvalidInputError(f"{int(np.isnan(scores).sum())} scores of {metric} are NaN: the heads are broken.")
+            raise InvalidInputError(
+                f"{int(np.isnan(scores).sum())} scores of {metric} are NaN: train the heads again, or check the metric."
+            )
         agrees = np.stack([table.agrees.to_numpy(dtype=bool) for table in tables], axis=1)
         return cls(tuple(map(int, depths)), scores, agrees, np.unique(tokens[0][:, 0], return_inverse=True)[1])
 
@@ -73,7 +78,7 @@ class HeadScores:
         return HeadScores(self.depths, self.scores[rows], self.agrees[rows], np.repeat(np.arange(len(n)), n))
 
     def passed(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:
-        """Heads whose threshold a token reaches."""
+        """Heads that a token passes, where its score reaches the threshold."""
         return self.scores >= np.array([np.inf if t is None else t for t in thresholds])
 
     def exits(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:

@@ -58,7 +58,7 @@ class SequentialTest:
         self.alpha, self._bets, self._log_capital = alpha, _AGAINST / alpha, 0.0
 
     def add(self, loss: float | np.ndarray) -> float | np.ndarray:
-        """Add a loss, or one a parallel run; return the capital."""
+        """Add a loss, or one per parallel run; return the capital."""
         self._log_capital = self._log_capital + np.log1p(self._bets * (np.asarray(loss)[..., None] - self.alpha))
         with np.errstate(over="ignore"):  # capital without end is evidence enough
             return np.exp(np.logaddexp.reduce(self._log_capital, axis=-1)) / len(self._bets)
@@ -90,5 +90,5 @@ def _checked(losses: np.ndarray, alpha: float) -> np.ndarray:
     if not 0 < alpha < 1:
         raise InvalidInputError(f"alpha={alpha}: expected a risk between 0 and 1.")
     if losses.ndim != 1 or not len(losses) or not ((losses >= -1e-12) & (losses <= 1 + 1e-12)).all():
-        raise InvalidInputError("Expected at least one loss, all between 0 and 1.")
+        raise InvalidInputError("losses: expected at least one, all between 0 and 1.")
     return losses.clip(0, 1)

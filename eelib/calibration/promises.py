@@ -85,7 +85,7 @@ def halves(traces: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     even = traces.sequence % 2 == 0
     if even.all() or not even.any():
-        raise CorpusError("These traces have no two halves: give more texts.")
+        raise CorpusError("These traces have too few sequences to halve: use at least two.")
     return traces[even], traces[~even]
 
 

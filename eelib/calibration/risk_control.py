@@ -14,7 +14,7 @@ from eelib.confidence.separation import curve_of
 from eelib.errors import CorpusError, InvalidInputError
 
 ThresholdPath = Float[np.ndarray, "point head"]
-"""Candidates for the thresholds, strictest first: along it no threshold rises. inf: the head never exits."""
+"""Candidate thresholds, strictest first, none rising along the path; inf: the head never exits."""
 
 
 def risk_path(tokens: HeadScores, points: int = 200) -> ThresholdPath:
@@ -87,7 +87,7 @@ def control_risk(
 def _parted(tokens: HeadScores, share: float, seed: int) -> tuple[HeadScores, HeadScores]:
     """A share of the sequences and the rest, each at least one."""
     if tokens.n_sequences < 2:
-        raise CorpusError("Risk control needs at least two sequences: some make the path and others test it.")
+        raise CorpusError("Risk control needs at least two sequences: some to make the path and others to test it.")
     order = np.random.default_rng(seed).permutation(tokens.n_sequences)
     first = min(max(1, round(share * len(order))), len(order) - 1)
     return tokens.of_sequences(order[:first]), tokens.of_sequences(order[first:])
@@ -96,7 +96,7 @@ def _parted(tokens: HeadScores, share: float, seed: int) -> tuple[HeadScores, He
 def _checked(path: npt.ArrayLike, tokens: HeadScores) -> np.ndarray:
     path = np.asarray(path, float)
     if path.ndim != 2 or path.shape[1] != len(tokens.depths) or not len(path) or np.isnan(path).any():
-        raise InvalidInputError(f"path: expected rows of {len(tokens.depths)} thresholds, one a head, without NaN.")
+        raise InvalidInputError(f"path: expected rows of {len(tokens.depths)} thresholds, one per head, without NaN.")
     if (path[1:] > path[:-1]).any():
-        raise InvalidInputError("path: expected the strictest thresholds first, none rising along it.")
+        raise InvalidInputError("path: expected the strictest thresholds first, and none to rise along it.")
     return path

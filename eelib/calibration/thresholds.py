@@ -1,4 +1,4 @@
-"""Calibration: from traces and a target ε to a threshold a head."""
+"""Calibration: from traces and a target ε to a threshold per head."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ class Calibration:
 
     Attributes:
         depths: of the heads.
-        thresholds: one a head; None for a head that never exits.
+        thresholds: one per head; None for a head that never exits.
         metric, epsilon, target, method, delta: as passed to `calibrate`.
         table: per head its depth, threshold, and on the calibration text coverage (share of tokens that exit there) and
             exit_agreement; for `empirical`, which treats heads as independent, as if each were the only one.
@@ -110,7 +110,7 @@ class Calibration:
             )
         if found.digest != inside:
             raise InvalidInputError(
-                f"{path} was changed after it was written: its digest does not fit. Calibrate anew."
+                f"{path} was changed after it was written: its digest does not match. Calibrate anew."
             )
         if digest is not None and found.digest != digest:
             raise InvalidInputError(
@@ -136,7 +136,7 @@ def calibrate(
     p_value: str = "betting",
     seed: int = 0,
 ) -> Calibration:
-    """Calibrate one threshold a head for a target agreement ε.
+    """Calibrate one threshold per head for a target agreement ε.
 
     Methods:
 
@@ -170,9 +170,12 @@ def calibrate(
     epsilon, delta = _CHANCE("epsilon", epsilon), replace(_CHANCE, optional=True)("delta", delta)
     _check_promise(method, target)
     if method != "risk" and (delta is not None or path is not None):
-        raise InvalidInputError(f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path.")
+        raise InvalidInputError(
+            f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path. Omit them, or use "
+            "the method 'risk'."
+        )
     if method == "risk" and delta is None:
-        raise InvalidInputError(f"delta={delta!r}: the method 'risk' takes a chance of failure, such as 0.05.")
+        raise InvalidInputError(f"delta={delta!r}: the method 'risk' needs a failure probability, such as 0.05.")
     tokens, options = HeadScores.of(traces, metric), {}
     if method == "risk":
         options = {"delta": delta, "path": path, "p_value": p_value, "seed": seed}
@@ -183,14 +186,14 @@ def calibrate(
         "depth": tokens.depths, "threshold": thresholds, "coverage": exited / len(left),
         "exit_agreement": [a / n if n else None for a, n in zip(agreed, exited, strict=True)],
     })  # fmt: skip
-    given = tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence
-    return Calibration(*given, heads_fingerprint=traces.attrs.get("heads_fingerprint"))
+    fields = tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence
+    return Calibration(*fields, heads_fingerprint=traces.attrs.get("heads_fingerprint"))
 
 
 def find_thresholds(
     tokens: HeadScores, target: str, epsilon: float, method: str, **options
 ) -> tuple[tuple[float | None, ...], float | None, int | None]:
-    """Thresholds from validated arguments; for `risk` also p-value and testing sequences.
+    """Thresholds for valid arguments; for `risk` also p-value and sample size.
 
     `options` are those of `control_risk`.
     """
@@ -214,7 +217,10 @@ def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     tokens = HeadScores.of(traces, calibration.metric)
     unknown = sorted(set(tokens.depths) ^ set(calibration.depths))
     if unknown:
-        raise InvalidInputError(f"Traces and calibration differ in depths: {unknown} is only in one of them.")
+        raise InvalidInputError(
+            f"Traces and calibration differ in depths: {unknown} is only in one of them. Calibrate on traces of these "
+            "heads."
+        )
     passed, exits = tokens.passed(calibration.thresholds), tokens.exits(calibration.thresholds)
     counts = {
         "tokens": np.ones_like(passed), "reached": passed.cumsum(axis=1) - passed == 0, "alone": passed,

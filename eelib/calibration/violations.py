@@ -40,7 +40,9 @@ class Population:
             CorpusError: a draw without replacement would leave none.
         """
         if not self.independent and n >= self.tokens.n_sequences:
-            raise CorpusError(f"A draw of {n} of {self.tokens.n_sequences} sequences leaves nothing to be new.")
+            raise CorpusError(
+                f"A draw of {n} of {self.tokens.n_sequences} sequences leaves nothing to be new: draw fewer."
+            )
         return self.tokens.of_sequences(generator.choice(self.tokens.n_sequences, size=n, replace=self.independent))
 
     def risk(self, thresholds: Sequence[float | None], target: str, epsilon: float) -> float:
@@ -108,8 +110,8 @@ def violation_rates(
             missed, coverage = 0, 0.0
             for trial in tqdm(range(trials), desc=f"{method}, {target}", unit="draw"):
                 tokens = population.draw(sequences, generator)
-                given = {"delta": delta, "seed": trial} if method == "risk" else {}
-                thresholds = find_thresholds(tokens, target, epsilon, method, **given)[0]
+                options = {"delta": delta, "seed": trial} if method == "risk" else {}
+                thresholds = find_thresholds(tokens, target, epsilon, method, **options)[0]
                 missed += population.risk(thresholds, target, epsilon) > 1 - epsilon + 1e-12
                 coverage += population.coverage(thresholds) / trials
             interval = stats.binomtest(missed, trials).proportion_ci()

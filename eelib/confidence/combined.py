@@ -39,7 +39,9 @@ class Combined:
                 model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
                 models[int(depth)] = model.fit(_features(table), table.agrees)
         if not models:
-            raise CorpusError("No head is both right and wrong on these traces: nothing to learn from. Give more text.")
+            raise CorpusError(
+                "No head is both right and wrong on these traces, so there is nothing to learn: use more text."
+            )
         return cls(models)
 
     def score(self, traces: pd.DataFrame) -> Float[np.ndarray, " row"]:

@@ -10,13 +10,19 @@ from torch import Tensor
 from eelib.errors import InvalidInputError
 
 METRICS = ("entropy", "max_prob", "margin", "max_logit")
-"""The paper's four (arXiv 2407.21082), in its order.
+"""The paper's four metrics (arXiv 2407.21082), in its order.
 
-entropy: -H(p) in nats; max_prob: p(1); margin: p(1) - p(2); max_logit: z(1), where z are the logits, p their softmax,
-(1) and (2) the two largest. A fifth is known beside them, `margin_logit`: z(1) - z(2), for comparison.
+With z the logits, p their softmax, and (1) and (2) the two largest:
+
+- `entropy`: -H(p) in nats.
+- `max_prob`: p(1).
+- `margin`: p(1) - p(2).
+- `max_logit`: z(1).
+
+A fifth is built in for comparison, `margin_logit`: z(1) - z(2).
 """
 BUILT_IN = (*METRICS, "margin_logit")
-"""Metrics that cannot be registered anew."""
+"""Metrics that cannot be registered again."""
 
 Score = Callable[[Float[Tensor, "... classes"]], Float[Tensor, "..."]]
 
@@ -89,7 +95,8 @@ def check_metric(metric: str) -> str:
     """
     if not isinstance(metric, str) or metric not in _KNOWN:
         raise InvalidInputError(
-            f"Unknown metric {metric!r}: expected one of {', '.join(_KNOWN)}, or register_metric makes yours known."
+            f"Unknown metric {metric!r}: expected one of {', '.join(_KNOWN)}, or register your own with "
+            "register_metric."
         )
     return metric
 
@@ -109,7 +116,8 @@ def check_thresholds(metric: str, thresholds: Sequence[float | None]) -> None:
     outside = [t for t in thresholds if t is not None and not known.low - 1e-3 <= t <= known.high + 1e-3]
     if outside:
         raise InvalidInputError(
-            f"Thresholds {outside} of {metric}: its scores lie between {known.low:g} and {known.high:g}."
+            f"Thresholds {outside} of {metric}: expected values from {known.low:g} to {known.high:g}, the range of its "
+            "scores."
         )
 
 

@@ -60,8 +60,8 @@ STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 _NOTHING = (
-    "Every head declines everywhere, or is always right, or always wrong: there is nothing to separate. Train "
-    "heads on more text, leave draft_vocab_size out, or give more text."
+    "Every head always declines, or is always right, or always wrong: there is nothing to separate. Train heads on "
+    "more text, omit draft_vocab_size, or use more text."
 )
 
 
@@ -122,7 +122,7 @@ def _weighted(
     sequence: Int[np.ndarray, " token"],
     weights: Int[np.ndarray, "resample sequence"],
 ) -> dict[str, Float[np.ndarray, " resample"]]:
-    """The STATISTICS of all resamples, from one sort of the scores.
+    """Resampled STATISTICS, from a single sort of the scores.
 
     Each sequence counts as often as it was drawn. A sort for each of thousands of resamples would take a hundred times
     as long.
@@ -165,8 +165,8 @@ def compare_separation(
         One row per text, depth and metric: text, the columns of `measure_separation`, and p_corrected (Bonferroni: p
         times the number of comparisons, at most 1; NaN for `reference` and `beside`).
     """
-    given = {"reference": reference, "resamples": resamples, "seed": seed}
-    tables = {text: measure_separation(traces, [*metrics, *beside], **given) for text, traces in texts.items()}
+    options = {"reference": reference, "resamples": resamples, "seed": seed}
+    tables = {text: measure_separation(traces, [*metrics, *beside], **options) for text, traces in texts.items()}
     table = pd.concat(tables, names=["text", None]).reset_index("text").reset_index(drop=True)
     compared = table.metric.isin(metrics) & (table.metric != reference)
     table["p_corrected"] = (table.p * compared.sum()).clip(upper=1).where(compared)

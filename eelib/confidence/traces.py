@@ -73,7 +73,7 @@ def record_traces_of(
     check_mode(backbone.model)
     sequences = sequences_of(sequences, backbone.n_tokens)
     if not sequences:
-        raise CorpusError("No sequences to record traces of.")
+        raise CorpusError("No sequences to record traces of: expected at least one.")
     depths = sorted({depth for heads, _ in asked for depth in heads.depths} | {backbone.n_blocks})
     tables: list[list[pd.DataFrame]] = [[] for _ in asked]
     for start in tqdm(range(0, len(sequences), batch_size), desc="recording traces", unit="batch"):

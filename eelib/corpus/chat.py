@@ -42,7 +42,8 @@ class Turns:
             opening = [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None][:1]
             if not opening:
                 raise CorpusError(
-                    "The tokenizer has no chat template and no token that begins or ends a text: give text."
+                    "The tokenizer has no chat template and no token that begins or ends a text, so the model cannot "
+                    "generate a corpus: use text as source."
                 )
             return cls(tuple(opening), (), (), frozenset())
         marks = [f"\N{SECTION SIGN}{i}\N{SECTION SIGN}" for i in range(3)]
@@ -52,7 +53,10 @@ class Turns:
         for mark in marks:
             part, found, rest = rest.partition(mark)
             if not found:
-                raise CorpusError("The chat template does not repeat what each turn says: give text.")
+                raise CorpusError(
+                    "The chat template does not repeat the words of each turn, so the model cannot generate a corpus: "
+                    "use text as source."
+                )
             parts.append(tuple(tokenizer(part, add_special_tokens=False).input_ids))
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         return cls(*parts, frozenset(special.intersection(parts[1] + parts[2])))
@@ -88,8 +92,8 @@ def answers(
         width = max(map(len, prompts))
         padded = torch.stack([F.pad(prompt, (width - len(prompt), 0)) for prompt in prompts])
         mask = torch.stack([torch.arange(width) >= width - len(prompt) for prompt in prompts]).long()
-        given = {"input_ids": padded.to(model.device), "attention_mask": mask.to(model.device)}
-        out = model.generate(**given, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0)
+        inputs = {"input_ids": padded.to(model.device), "attention_mask": mask.to(model.device)}
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0)
         for prompt, row in zip(prompts, out[:, width:].tolist(), strict=True):
             end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
             sequences.append(torch.cat([prompt, torch.tensor(row[:end])]))

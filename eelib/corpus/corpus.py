@@ -20,8 +20,11 @@ from eelib.errors import CorpusError
 from eelib.workspace import atomic_write, expanded
 
 SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
-"""Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves; but one that
-begins with a given prompt is for training, since others begin with the same."""
+"""Shares of the documents.
+
+A document's split is a hash of its own tokens, so it never moves; but one that begins with a given prompt is for
+training, since others begin with the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Corpus:
     made_of: dict = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Write one parquet file a split (`tokens`, `loss_mask`), and corpus.json."""
+        """Write one parquet file per split (`tokens`, `loss_mask`), and corpus.json."""
         folder = expanded(folder)
         for split in SPLITS:
             tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
@@ -72,13 +75,14 @@ class Corpus:
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise CorpusError(
-                f"No corpus in {folder}: {', '.join(missing)} missing. `eelib.load_corpus` makes one, and "
-                "`Corpus.save` writes it."
+                f"No corpus in {folder}: {', '.join(missing)} missing. Make one with `eelib.load_corpus` and save it "
+                "with `Corpus.save`."
             )
         tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in SPLITS}
         if any("loss_mask" not in table for table in tables.values()):
             raise CorpusError(
-                f"The corpus in {folder} does not say which positions count: make it anew with `eelib.load_corpus`."
+                f"The corpus in {folder} has no loss mask, so an earlier version wrote it: make it again with "
+                "`eelib.load_corpus`."
             )
         splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
         loss_mask = {s: [torch.from_numpy(mask.copy()) for mask in table.loss_mask] for s, table in tables.items()}
@@ -143,14 +147,14 @@ def load_corpus(
             loss_mask[split].append(mask)
     if config.documents is not None and written < config.documents:
         raise CorpusError(
-            f"{config.source!r} ran out: it has {written} documents of at least {SHORTEST} tokens, and "
-            f"{config.documents} were asked for. Give more text, or say documents=None for all there is."
+            f"{config.source!r} ran out: it has {written} documents of at least {SHORTEST} tokens, expected "
+            f"{config.documents}. Add text, or set documents=None for all there is."
         )
     empty = [split for split, sequences in splits.items() if not sequences]
     if empty:
         raise CorpusError(
-            f"{config.source!r} gave {len(seen)} different documents of at least {SHORTEST} tokens, which leaves no "
-            f"{' and no '.join(empty)} text: give more documents."
+            f"{config.source!r} has {len(seen)} different documents of at least {SHORTEST} tokens, which leaves no "
+            f"{' and no '.join(empty)} text: use more documents."
         )
     made_of = {**asdict(config), "temperatures": [*config.temperatures], "model": model.config._name_or_path}
     return Corpus(**splits, loss_mask=loss_mask, written=written, made_of=made_of)

@@ -78,9 +78,9 @@ class CorpusConfig:
         settle(self, documents=at_least_8, length=Number(least=SHORTEST, whole=True), seed=SEED)
         settle(self, prompt_length=COUNT, batch_size=COUNT, invent=flag, int8=flag, temperatures=_temperatures)
         if self.documents is None and self.source == "self":
-            raise InvalidInputError("documents=None: a model writes without end, so say how many.")
+            raise InvalidInputError("documents=None: expected a number of documents to generate.")
         if self.invent and self.prompts is None:
-            raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
+            raise InvalidInputError("invent=True: expected `prompts`, a file of examples to invent more from.")
         settle(self, prompt_temperature=POSITIVE)  # at 0 all texts would be the same
         check_known("loss_on", self.loss_on, LOSS_ON)
         settle(self, source=_text_of, prompts=lambda name, given: None if given is None else _text_of(name, given))
@@ -119,15 +119,20 @@ def write_documents(
     """Documents written by the model, in batches cached in `scratch`, if given."""
     turns, state = Turns.of(tokenizer), PartialState()
     if len(turns.opening) + SHORTEST > config.length:
-        raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
+        raise CorpusError(
+            f"length={config.length}: expected more than the {len(turns.opening)} tokens of the chat template's "
+            "opening."
+        )
     if not turns.to_model and config.prompts is None and config.prompt_length + 1 >= config.length:
         raise CorpusError(
             f"length={config.length}, prompt_length={config.prompt_length}: without a chat template the first "
-            "prompt_length tokens are the user's words, so nothing would be the model's. Give a greater length or a "
-            "smaller prompt_length."
+            "prompt_length tokens are the user's, which leaves none to the model. Use a greater length or a smaller "
+            "prompt_length."
         )
     if scratch is None and state.num_processes > 1:
-        raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
+        raise InvalidInputError(
+            "Several processes share generated text through files: pass load_corpus a `scratch` folder."
+        )
     given, most = [], config.length - len(turns.opening) - SHORTEST
     if config.prompts is not None:
         given = given_prompts(config.prompts, most, config.documents, tokenizer)

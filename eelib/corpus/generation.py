@@ -86,7 +86,7 @@ def generate_texts(
     prompts: Sequence[Sequence[int]] = (),
     int8: bool = False,
 ) -> GeneratedTexts:
-    """Generate one conversation a row: user, model, user, ...
+    """Generate one conversation per row: user, model, user, ...
 
     Args:
         turns: the template's tokens between the words. Without a chat template the model continues from the opening,
@@ -239,7 +239,7 @@ def _chosen(chunks: Float[Tensor, "row chunk token"], which: Int[Tensor, " row"]
 def _attention_of_one_query(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """Attention of one query a row, batched over shared heads.
+    """Attention of one query per row, batched over shared heads.
 
     torch's CPU kernel is slow for a single query, and copies shared keys for every head. query [row, head, 1, width];
     key and value [row, group, position, width].

@@ -69,8 +69,8 @@ def given_prompts(source: str, most: int, limit: int, tokenizer: PreTrainedToken
     fitting = [text for text in texts if 0 < len(tokenizer(text, add_special_tokens=False).input_ids) <= most]
     if not fitting:
         raise CorpusError(
-            f"{source!r} has {len(texts)} prompts, none of 1 to {most} tokens, leaving room for an answer in a "
-            "document: give shorter ones, or a larger `length`."
+            f"{source!r} has {len(texts)} prompts, none of 1 to {most} tokens, which would leave room for an answer: "
+            "use shorter prompts, or a greater `length`."
         )
     return fitting
 
@@ -109,8 +109,8 @@ def invent_prompts(
             new = {line: None for line in new if line and line not in found and line not in examples}
             if len(new) < rows / 32:
                 raise CorpusError(
-                    f"Of {rows} prompts that {model.config._name_or_path} made up like those given, {len(new)} were "
-                    f"new and ended within {most} tokens: set `invent` to false, or give more and shorter prompts."
+                    f"Of {rows} prompts that {model.config._name_or_path} invented, {len(new)} were new and ended "
+                    f"within {most} tokens: set `invent` to false, or use more and shorter prompts."
                 )
             found |= new
             bar.update(min(len(new), count - bar.n))

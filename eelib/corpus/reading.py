@@ -50,11 +50,14 @@ PACKAGED = {
     "code_description": partial(_code, code.description),
     "code_prompts": _code_prompts,
 }
-"""Text of other kinds than a model's own that needs no download, by name: hellaswag, what people do every day, in 100
-short paragraphs (contexts with their right endings); pydoc, Python's reference by topic, with examples of code;
-benchmark_prompts, questions and contexts of benchmarks that nothing is measured on, to begin chats with;
-code_completion and code_description, HumanEval's tasks as code to complete and in words;
-code_prompts, both of those that nothing is measured on."""
+"""Packaged texts, not the model's own, by name.
+
+- `hellaswag`: 100 short paragraphs on everyday activities (contexts with their right endings).
+- `pydoc`: Python's reference by topic, with code examples.
+- `benchmark_prompts`: questions and contexts of benchmarks, not used for measurement, as prompts.
+- `code_completion`, `code_description`: HumanEval's tasks, as code to complete and as descriptions.
+- `code_prompts`: both, of those not used for measurement.
+"""
 
 
 def read_documents(source: str) -> Iterator[str]:
@@ -76,7 +79,7 @@ def read_documents(source: str) -> Iterator[str]:
     if kind not in (".jsonl", ".txt"):
         yield from _stream(str(path) if path.is_dir() else source)
     elif not path.is_file():
-        raise CorpusError(f"No file {source}.")
+        raise CorpusError(f"No file {source}: expected a .txt or .jsonl file.")
     elif kind == ".jsonl":
         for number, line in _lines(path):
             if line.strip():
@@ -127,7 +130,7 @@ def _stream(source: str) -> Iterator[str]:
         for row in rows:
             yield row["text"]
     except KeyError as error:
-        raise CorpusError(f"Dataset {source!r} has no column 'text', but {sorted(row)}.") from error
+        raise CorpusError(f"Dataset {source!r} has no column 'text': it has {', '.join(sorted(row))}.") from error
     except Exception as error:  # whatever the library and the network raise, the user needs one sentence
         raise CorpusError(
             f"Cannot read dataset {source!r}: {error}. Expected 'self', a .txt or .jsonl file, a folder of data "

@@ -57,9 +57,8 @@ class RowExact:
         if not self._keeps_bits(backbone):
             raise UnsupportedError(
                 f"exact=True: on this machine {type(backbone.model).__name__} in {backbone.model.dtype} with "
-                f"{backbone.model.config._attn_implementation} attention gets other bits from its blocks run one by "
-                "one than from its own forward. Leave exact out; differences are then near-ties, which "
-                "eelib.verify_lossless shows."
+                f"{backbone.model.config._attn_implementation} attention computes other bits block by block than in "
+                "its own forward. Omit exact; differences are then near-ties, which eelib.verify_lossless shows."
             )
 
     @classmethod
@@ -216,8 +215,8 @@ def _attention_row_by_row(
         mask = None if attention_mask is None else attention_mask[:, :, i : i + 1, first:end]
         if mask is not None and (window is None or end - first < window) and _hides_nothing(attention_mask, i, end):
             mask = None  # transformers leaves it out, too
-        given = query[:, :, i : i + 1], key[:, :, first:end], value[:, :, first:end]
-        rows.append(sdpa_attention_forward(module, *given, mask, **kwargs)[0])
+        row = query[:, :, i : i + 1], key[:, :, first:end], value[:, :, first:end]
+        rows.append(sdpa_attention_forward(module, *row, mask, **kwargs)[0])
     return torch.cat(rows, dim=1), None
 
 

@@ -1,6 +1,6 @@
 """Stateful logits processors and stopping criteria, copied for drafts.
 
-Transformers calls each once a token, in order, and some rely on it (a grammar's matcher advances with every call).
+Transformers calls each once per token, in order, and some rely on it (a grammar's matcher advances with every call).
 Drafts may be rejected, so calls about them must not touch the state for final tokens.
 """
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from eelib.errors import UnsupportedError
 
 _SHARED = (torch.nn.Module, PreTrainedTokenizerBase, PreTrainedConfig, types.ModuleType)
-"""What is too large to copy, and changes with no call."""
+"""Types that are shared, since they are large and stateless."""
 
 
 def branch(rules: Iterable) -> list:
@@ -45,8 +45,8 @@ def _copied(rule: object) -> object:
         return _function(rule) if isinstance(rule, types.FunctionType) else copy.deepcopy(rule, _memo(rule))
     except Exception as error:  # whatever a class of somebody else's raises when it is copied
         raise UnsupportedError(
-            f"{type(rule).__name__} cannot be copied ({type(error).__name__}: {error}), so drafts would change what it "
-            "keeps: give it a __deepcopy__, or decode with eelib.Never()."
+            f"{type(rule).__name__} cannot be copied ({type(error).__name__}: {error}), so drafts would change its "
+            "state: give it a __deepcopy__, or decode with eelib.Never()."
         ) from error
 
 

@@ -19,7 +19,7 @@ from eelib.decoding.bitwise import RowExact
 from eelib.errors import UnsupportedError
 
 AFFORDABLE = 0.03
-"""What bit-exact verification may cost, as a share of the usual one's time, to be the default."""
+"""Maximum extra time of bit-exact verification, as a share, for it to be the default."""
 
 _affordable: weakref.WeakKeyDictionary[Backbone, dict[int, bool]] = weakref.WeakKeyDictionary()
 

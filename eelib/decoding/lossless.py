@@ -19,10 +19,10 @@ from eelib.decoding.policies import Policy
 from eelib.heads.exit_heads import ExitHeads
 
 NEAR_TIE_ROUNDINGS = 8
-"""A gap between the two best logits counts as a near-tie up to this many units of rounding at their size.
+"""Maximum gap of a near-tie between the two best logits, in units of rounding at their size.
 
-Logits come out of sums whose order of additions depends on how many positions share a call, so each carries the error
-of a few roundings; a gap below that is decided by the order, not by the model.
+The summation order of logits depends on how many positions share a call, so each carries an error of a few roundings; a
+smaller gap is decided by the order, not by the model.
 """
 
 
@@ -113,6 +113,6 @@ def _scores(model: PreTrainedModel, prompt: Tensor, prefix: Tensor, generate_kwa
     def processors(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         return LogitsProcessorList(branch(logits_processor))
 
-    given = {name: value for name, value in generate_kwargs.items() if name != "streamer"}
-    made = model.generate(prompt, custom_generate=processors, **prepared(model, {"do_sample": False} | given))
+    options = {name: value for name, value in generate_kwargs.items() if name != "streamer"}
+    made = model.generate(prompt, custom_generate=processors, **prepared(model, {"do_sample": False} | options))
     return made(prefix, logits)[0]

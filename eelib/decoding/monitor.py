@@ -11,9 +11,12 @@ from eelib.errors import CorpusError, InvalidInputError
 from eelib.statistics import ratio_difference_interval, ratio_interval
 
 POPULATIONS = ("verified", "audited")
-"""verified: drafts of lossless decoding whose fate is known, among all new tokens of a sequence. Where a draft was not
-asked for (after a full round of accepted ones), nothing is known, and the token counts as not exited. audited: all
-tokens of sequences drawn at random, teacher-forced, as in calibration."""
+"""Two populations of evidence.
+
+- `verified`: drafts of lossless decoding, among all new tokens of a sequence. Where no draft was made (after a full
+  round of accepted ones), nothing is known, and the token counts as not exited.
+- `audited`: all tokens of randomly drawn sequences, teacher-forced, as in calibration.
+"""
 
 
 class ExitMonitor:
@@ -29,8 +32,8 @@ class ExitMonitor:
         audit_share: share of sequences, drawn by `seed`, that `due` selects for an audit.
 
     Attributes:
-        table: one row a sequence: population, tokens, exited, agreed, loss, evidence (after it), seconds. In early exit
-            without verification agreement is unknown: agreed, loss and evidence are NaN.
+        table: one row per sequence: population, tokens, exited, agreed, loss, evidence (after it), seconds. In early
+            exit without verification agreement is unknown: agreed, loss and evidence are NaN.
 
     Example:
         >>> monitor = ExitMonitor(calibrate(traces, "max_prob", epsilon=0.7), audit_share=1)
@@ -42,9 +45,9 @@ class ExitMonitor:
 
     def __init__(self, calibration: Calibration, *, false_alarm: float = 0.01, audit_share: float = 0.0, seed: int = 0):
         if not 0 < false_alarm < 1:
-            raise InvalidInputError(f"false_alarm={false_alarm}: expected a chance between 0 and 1, such as 0.01.")
+            raise InvalidInputError(f"false_alarm={false_alarm}: expected a probability between 0 and 1, such as 0.01.")
         if not 0 <= audit_share <= 1:
-            raise InvalidInputError(f"audit_share={audit_share}: expected a share of the sequences, from 0 to 1.")
+            raise InvalidInputError(f"audit_share={audit_share}: expected a share from 0 to 1.")
         self.calibration, self.false_alarm, self.audit_share = calibration, false_alarm, audit_share
         self._draw = np.random.default_rng(seed)
         self._tests = {population: SequentialTest(1 - calibration.epsilon) for population in POPULATIONS}
@@ -63,7 +66,7 @@ class ExitMonitor:
         return any(row["evidence"] >= 1 / self.false_alarm for row in self._rows)
 
     def due(self) -> bool:
-        """Whether to audit this sequence; call it once a sequence."""
+        """Whether to audit this sequence; call it once per sequence."""
         return bool(self._draw.random() < self.audit_share)
 
     def observe(self, output: DecodingOutput) -> None:
@@ -104,15 +107,15 @@ class ExitMonitor:
             CorpusError: nothing was audited.
         """
         if not self._audited:
-            raise CorpusError("Nothing to recalibrate on: no sequence was audited. Give `audit` traces of some.")
+            raise CorpusError("Nothing to recalibrate on: no sequence was audited. Pass `audit` traces of some.")
         old = self.calibration
         return calibrate(pd.concat(self._audited), old.metric, old.epsilon, old.method, old.delta, old.target)
 
     def summary(self) -> pd.DataFrame:
-        """Summary, one row a population.
+        """Summary, one row per population.
 
         Columns: sequences, tokens, coverage and agreement (of what exited) with 95% intervals over sequences, evidence,
-        the number of the sequence that raised the alarm, and seconds a token.
+        the number of the sequence that raised the alarm, and seconds per token.
         """
         rows = []
         for population, table in self.table.groupby("population", sort=False):
@@ -139,7 +142,7 @@ class ExitMonitor:
 def compare_monitors(first: ExitMonitor, second: ExitMonitor, population: str = "verified") -> pd.DataFrame:
     """A/B comparison of two policies, observed on different sequences.
 
-    Coverage, agreement and seconds a token of each, and the second less the first with a 95% interval (bootstrap over
+    Coverage, agreement and seconds per token of each, and the second less the first with a 95% interval (bootstrap over
     the sequences of both).
 
     Raises:
@@ -147,7 +150,9 @@ def compare_monitors(first: ExitMonitor, second: ExitMonitor, population: str = 
     """
     tables = [monitor.table[monitor.table.population == population] for monitor in (first, second)]
     if min(map(len, tables)) < 2:
-        raise CorpusError(f"Fewer than two {population} sequences in one of the monitors: nothing to compare.")
+        raise CorpusError(
+            f"Fewer than two {population} sequences in one of the monitors: observe more before comparing."
+        )
     rows = []
     for measure, (above, below) in {
         "coverage": ("exited", "tokens"), "agreement": ("agreed", "exited"), "seconds_per_token": ("seconds", "tokens"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 _NEWEST = 0.15
-"""What the newest outcome weighs in a record."""
+"""Weight of the newest outcome in a record."""
 
 
 class NGrams:

@@ -27,7 +27,7 @@ _REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
     "output_attentions": lambda c: bool(c.output_attentions),
     "output_hidden_states": lambda c: bool(c.output_hidden_states),
 }
-"""Other ways of decoding, outputs that are not made, and processors that keep a state of their own."""
+"""Unsupported options: other decoding methods, outputs that are not made, stateful processors."""
 
 _REFUSED_ARGUMENTS = (
     "assistant_model", "assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "inputs_embeds",
@@ -57,7 +57,9 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
     if not stop_strings:
         return kwargs
     if tokenizer is None:
-        raise InvalidInputError(f"stop_strings={stop_strings!r} need tokenizer=..., to find them in the text.")
+        raise InvalidInputError(
+            f"stop_strings={stop_strings!r}: expected tokenizer=... beside them, to find them in the text."
+        )
     if config.stop_strings:
         kwargs["generation_config"] = GenerationConfig.from_dict(config.to_dict() | {"stop_strings": None})
     stop = StopStringCriteria(tokenizer, stop_strings)
@@ -102,16 +104,16 @@ def attended(
     own = added_by_transformers(model) - (given or frozenset())
     for name, refused in _REFUSED.items():
         if refused(config):
-            raise UnsupportedError(f"{name}={getattr(config, name)} is not supported by this engine; leave it out.")
+            raise UnsupportedError(f"{name}={getattr(config, name)} is not supported by this engine: omit it.")
     for name, value in model_kwargs.items():
         if isinstance(value, Cache):
             if value.get_seq_length() > 0:
-                raise UnsupportedError(f"A filled {name} is not supported: give the whole prompt.")
+                raise UnsupportedError(f"A filled {name} is not supported: pass the whole prompt.")
         elif value is not None and name not in _USED_OR_HARMLESS | own:
-            raise UnsupportedError(f"{name} is not supported: this engine hands the model token ids only.")
+            raise UnsupportedError(f"{name} is not supported: this engine passes the model token ids only.")
     if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise UnsupportedError(
-            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt a call."
+            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt per call."
         )
     mask = model_kwargs.get("attention_mask")  # transformers drops a mask that is all ones
     mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()
@@ -125,5 +127,5 @@ def attended(
     if positions is not None and "position_ids" in own and positions.ndim > 2:
         positions = None  # one for text, height and width: the model makes them itself
     if positions is not None and not torch.equal(positions.to(expected.device), expected):
-        raise UnsupportedError("position_ids other than the tokens' places in the text are not supported.")
+        raise UnsupportedError("position_ids other than 0, 1, ... are not supported: omit them.")
     return mask[0].bool()

@@ -114,7 +114,7 @@ class FixedExit(Policy):
 
     Attributes:
         depth: of the head that drafts.
-        draft_length: drafts a round.
+        draft_length: drafts per round.
 
     Example:
         >>> policy = FixedExit(depth=3, draft_length=2)
@@ -130,7 +130,7 @@ class FixedExit(Policy):
 
     def exit_depths(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         if self.depth not in head_depths:
-            raise HeadsError(f"FixedExit(depth={self.depth}): the heads given are at depths {list(head_depths)}.")
+            raise HeadsError(f"FixedExit(depth={self.depth}): expected one of the heads' depths {list(head_depths)}.")
         return (self.depth,)
 
     def draft_limit(self, state):
@@ -180,7 +180,7 @@ class Lookup(Policy):
     def __post_init__(self):
         settle(self, max_draft=COUNT, record=SHARE, sizes=lambda name, sizes: tuple(COUNT(name, n) for n in sizes))
         if not self.sizes:
-            raise InvalidInputError("sizes=(): expected at least one length of a run of tokens.")
+            raise InvalidInputError("sizes=(): expected at least one n-gram length.")
 
     def start(self, prompt, head_depths):
         ngrams = NGrams(self.sizes)
@@ -228,8 +228,8 @@ class Confidence(Policy):
 
     Attributes:
         metric: the score.
-        thresholds: one a head, by ascending depth; None for a head that is never asked.
-        max_draft: maximum drafts a round. A round ends sooner where no head is confident.
+        thresholds: one per head, by ascending depth; None for a head that is never asked.
+        max_draft: maximum drafts per round. A round ends sooner where no head is confident.
         depths: of the heads, if known, so that thresholds are not used at others.
         back_off: start with short rounds, double them while all drafts are accepted, and pause for 1, 3, 7, ... rounds
             after the second, third, fourth, ... in a row without an accepted draft, so that overconfident heads cost
@@ -274,8 +274,8 @@ class Confidence(Policy):
         if deepest is not None:
             asked = zip(calibration.depths, thresholds, strict=True)
             thresholds = tuple(threshold if depth <= deepest else None for depth, threshold in asked)
-        given = calibration.metric, thresholds, max_draft, calibration.depths, back_off
-        return cls(*given, heads_fingerprint=calibration.heads_fingerprint, lookup=lookup)
+        settings = calibration.metric, thresholds, max_draft, calibration.depths, back_off
+        return cls(*settings, heads_fingerprint=calibration.heads_fingerprint, lookup=lookup)
 
     def check(self, heads):
         if self.heads_fingerprint is None:
@@ -291,10 +291,13 @@ class Confidence(Policy):
         if len(self.thresholds) != len(head_depths):
             raise HeadsError(
                 f"{len(self.thresholds)} thresholds for {len(head_depths)} heads at depths {list(head_depths)}: "
-                "expected one threshold (or None) a head."
+                "expected one threshold (or None) per head."
             )
         if self.depths is not None and tuple(self.depths) != tuple(head_depths):
-            raise HeadsError(f"Calibrated for depths {list(self.depths)}, used with heads at {list(head_depths)}.")
+            raise HeadsError(
+                f"Calibrated for depths {list(self.depths)}, used with heads at {list(head_depths)}: calibrate anew "
+                "for these heads."
+            )
         return tuple(d for d, t in zip(head_depths, self.thresholds, strict=True) if t is not None)
 
     def start(self, prompt, head_depths):
@@ -358,11 +361,13 @@ def kept_policy(heads: ExitHeads) -> Policy:
     """
     record = heads.policy_record
     if not record:
-        raise HeadsError("These heads come without a policy: tune one, and `eelib.decoding.keep_policy` it.")
+        raise HeadsError(
+            "These heads come without a policy: tune one, and attach it with `eelib.decoding.keep_policy`."
+        )
     if record["heads_fingerprint"] != heads.fingerprint():
         raise HeadsError(
-            f"The policy was tuned for the heads {record['heads_fingerprint'][:12]} (fingerprint), these are "
-            f"{heads.fingerprint()[:12]}: they or their backbone have changed. Tune anew."
+            f"The policy was tuned for the heads {record['heads_fingerprint'][:12]} (fingerprint), and these are "
+            f"{heads.fingerprint()[:12]}: they or their backbone have changed. Tune again."
         )
     settings = dict(record["settings"])
     if settings.get("lookup") is not None:

@@ -158,17 +158,17 @@ class Session:
         self._read = attended(call.model, call.input_ids, call.generation_config, call.model_kwargs, call.given)
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
-            raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
+            raise UnsupportedError("exact=True does not support masked tokens: remove them from the prompt.")
         self._reads_previous = call.heads is not None and call.heads.reads_previous
         if self._reads_previous and not call.verify:
             raise UnsupportedError(
-                "verify=False with heads of kind 'fused', which read what the full model made of the position before: "
-                "decode with verification, or train heads of another kind for early exit."
+                "verify=False with heads of kind 'fused', which read the full model's previous state: decode with "
+                "verification, or train heads of another kind for early exit."
             )
         if call.heads is not None and call.heads.backbone is not self.backbone:
             raise HeadsError(
                 "These heads were loaded onto another model object, or parts of this one were replaced since: load "
-                "them onto this one, as it is now."
+                "them onto this one as it is now."
             )
         self._check_lengths()
         self.policy.check(call.heads)
@@ -188,7 +188,9 @@ class Session:
             self.exact = exact_is_affordable(self.backbone)
         self.frontier = self.make_frontier(min(call.generation_config.max_length, self.tokens.shape[1] + _ROOM))
         if any(self.frontier.cache.windows) and (self._read.int().diff() < 0).any():
-            raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
+            raise UnsupportedError(
+                "Masked tokens inside a prompt are not supported with sliding windows: remove them from the prompt."
+            )
         self.head_positions = dict.fromkeys(self.exit_depths, 0)
         self._previous: Tensor | None = None  # for heads that read it: what was read one position before the newest
         self.drafted = self.accepted = self.rounds = 0
@@ -225,9 +227,9 @@ class Session:
         window = self.backbone.unmasked_window
         if window is not None and longest > window and type(self.policy) is not Never:
             raise UnsupportedError(
-                f"A text of up to {longest} tokens: this model's cache forgets what left a window of {window}, but its "
-                "masks show it to positions that share a call. Set max_new_tokens or max_length so that it stays "
-                "within, or decode with eelib.Never()."
+                f"A text of up to {longest} tokens: this model's cache drops keys outside a window of {window}, but "
+                "its masks show them to positions that share a call. Set max_new_tokens or max_length to stay within, "
+                "or decode with eelib.Never()."
             )
         if lengths is None or longest <= lengths.same_up_to:
             return

@@ -26,16 +26,17 @@ from eelib.evaluation.weight_reads import emitted_depths
 from eelib.heads.exit_heads import ExitHeads
 
 GOALS = ("wrong exits", "no exits")
-"""wrong exits: tokens that exit and are not the model's own, so that early exit answers wrongly. no exits: tokens that
-need all blocks, so that answers are slow."""
+"""Goals of an attack: tokens that exit and disagree with the model, or tokens that never exit, for slow answers."""
 
 MODES = {
     "lossless": {"exact": True},
     "lossless, no back-off": {"exact": True},
     "early exit": {"verify": False},
 }
-"""Modes of decoding that an attack meets, and what `generate` is told for each. The first backs off. Lossless decoding
-is `exact`, so that every token must be plain decoding's."""
+"""Modes of decoding under attack, with the arguments of `generate` for each.
+
+The first backs off. Lossless decoding is `exact`, so that every token must be plain decoding's.
+"""
 
 
 def forge_thresholds(honest: Calibration, traces: pd.DataFrame) -> dict[str, Calibration]:
@@ -64,7 +65,7 @@ def load_tampered(
         prompt: [1, position]; a file that loads decodes one token of it.
 
     Returns:
-        One row a file: file (what was done to it), outcome ("used", or "refused: " and the error message).
+        One row per file: file (what was done to it), outcome ("used", or "refused: " and the error message).
     """
     n = len(honest.depths)
     cases = {
@@ -169,7 +170,9 @@ def search_prompts(
         InvalidInputError: an unknown goal, or no questions.
     """
     if goal not in GOALS or not questions:
-        raise InvalidInputError(f"goal={goal!r}, {len(questions)} questions: expected some, and {' or '.join(GOALS)}.")
+        raise InvalidInputError(
+            f"goal={goal!r}, {len(questions)} questions: expected {' or '.join(GOALS)}, and at least one question."
+        )
     draw, special = np.random.default_rng(seed), set(tokenizer.all_special_ids)
     words = np.array([i for i in range(len(tokenizer)) if i not in special])
 

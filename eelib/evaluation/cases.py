@@ -72,13 +72,13 @@ def prompt_texts(
     if file is None:
         rows = read_rows("gsm8k")
         if skip + n > len(rows):
-            raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there.")
+            raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there: ask for fewer.")
         template = "{}" if tokenizer.chat_template else "Question: {}\nAnswer:"
         return [template.format(row["prompt"]) for row in rows[skip : skip + n]]
     texts = list(islice(read_documents(str(file)), skip, skip + n))
     if len(texts) < n:
         raise InvalidInputError(
-            f"{skip + n} prompts asked for, {file} has {skip + len(texts)}: give more, or ask for less."
+            f"{skip + n} prompts asked for, {file} has {skip + len(texts)}: add more, or ask for fewer."
         )
     return [text.strip() for text in texts]
 

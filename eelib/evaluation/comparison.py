@@ -19,7 +19,7 @@ from eelib.statistics import format_interval, median_interval, ratio_interval, r
 from eelib.timing import interleaved
 
 Decoder = Callable[[Tensor], DecodingOutput | Tensor]
-"""Takes a prompt [1, position]; returns what `eelib.generate` or a model's own `generate` returns."""
+"""From a prompt [1, position] to the result of `eelib.generate` or `model.generate`."""
 
 
 def compare(
@@ -36,7 +36,10 @@ def compare(
         InvalidInputError: no prompts, or the reference is not among the decoders.
     """
     if not prompts or reference not in decoders:
-        raise InvalidInputError(f"Expected prompts, and {reference!r} among the decoders {list(decoders)}.")
+        raise InvalidInputError(
+            f"{len(prompts)} prompts, decoders {list(decoders)}: expected at least one prompt, and {reference!r} among "
+            "the decoders."
+        )
     tables = []
     for number, prompt in enumerate(prompts):
         calls = {name: (lambda decode=decode, prompt=prompt: decode(prompt)) for name, decode in decoders.items()}
@@ -112,7 +115,7 @@ def mismatches(
 
 
 def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Summary of `compare`, one row a decoder.
+    """Summary of `compare`, one row per decoder.
 
     Share of prompts with equal output, tokens_per_round, drafts_per_token, acceptance_rate, accepted_per_round, and
     medians over prompts of tokens_per_second and speed_ratio; 95% intervals from a bootstrap over prompts; and
@@ -206,7 +209,8 @@ def acceptance_in_words(summary: pd.DataFrame, pairs: pd.DataFrame, rival: str, 
     """
     lines = [
         f"- {row['decoder']}: acceptance {format_interval(row, 'acceptance_rate')}, "
-        f"{format_interval(row, 'accepted_per_round')} accepted a round, {row['drafts_per_token']:.2f} drafts a token, "
+        f"{format_interval(row, 'accepted_per_round')} accepted per round, "
+        f"{row['drafts_per_token']:.2f} drafts per token, "
         f"{format_interval(row, 'speed_ratio')} times plain decoding's speed."
         for row in summary[summary.acceptance_rate.notna()].to_dict("records")
     ]

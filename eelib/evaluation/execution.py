@@ -60,7 +60,7 @@ def passes(
     """
     if allow_execution is not True:
         raise InvalidInputError(
-            "Programs that a model wrote would be run here: give allow_execution=True if this machine may do that."
+            "This runs model-written programs: pass allow_execution=True if this machine may do that."
         )
     _check_system()
 
@@ -73,12 +73,14 @@ def passes(
 
 def _check_system() -> None:
     if shutil.which("unshare") is None:
-        raise UnsupportedError("There is no `unshare` here (util-linux, Linux only), so nothing can be run safely.")
+        raise UnsupportedError(
+            "No `unshare` (util-linux, Linux only) on this system, so programs cannot be isolated and are not run."
+        )
     tried = subprocess.run([*_ALONE, "true"], capture_output=True, text=True)
     if tried.returncode:
         raise UnsupportedError(
-            "This system lets no user have a network namespace of his own, so programs that a model wrote are not run. "
-            f"`unshare` says: {tried.stderr.strip()}"
+            "This system does not allow users a network namespace, so model-written programs are not run. `unshare` "
+            f"says: {tried.stderr.strip()}"
         )
 
 

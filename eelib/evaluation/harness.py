@@ -21,7 +21,7 @@ from eelib.evaluation.harness_model import (  # which says what to install where
 from eelib.statistics import mean_interval
 
 OFFLINE = tuple(f"offline_{name}" for name in (*MULTIPLE_CHOICE, "gsm8k"))
-"""The tasks that need no network: `load_cases` in the harness's form, and GSM8K, zero-shot."""
+"""Tasks that need no network: `load_cases` in the harness's form, and GSM8K, zero-shot."""
 
 _JUDGED_BY = {"hellaswag": "acc_norm", "truthfulqa_mc1": "acc"}
 
@@ -119,12 +119,12 @@ def run_cases(
     """
     refused = [name for name in _ONE_BY_ONE if name in options]
     if refused:
-        raise UnsupportedError(f"{', '.join(refused)}: every case is run here and recorded; leave it out.")
+        raise UnsupportedError(f"{', '.join(refused)}: not supported, since every case is run and recorded. Omit it.")
     loaded = lm_eval.tasks.TaskManager(include_defaults=False).load(list(_load(tasks, task_manager)))
     if isinstance(lm, EarlyExitLM):
         lm.records.clear()
-    given = {"limit": limit, "bootstrap_iters": 0, "task_manager": lm_eval.tasks.TaskManager(include_defaults=False)}
-    run = lm_eval.simple_evaluate(lm, tasks=list(loaded["tasks"].values()), **given, **options)
+    fixed = {"limit": limit, "bootstrap_iters": 0, "task_manager": lm_eval.tasks.TaskManager(include_defaults=False)}
+    run = lm_eval.simple_evaluate(lm, tasks=list(loaded["tasks"].values()), **fixed, **options)
     blocks = lm.blocks_by_case().to_dict() if isinstance(lm, EarlyExitLM) else {}
     tables = {}
     for name, task in loaded["tasks"].items():
@@ -160,7 +160,10 @@ def summarise(found: Mapping[str, pd.DataFrame], *, reference: str = "full", see
         for setting, table in found.items():
             own = table[(table.task == task) & (table.metric == metric)].set_index("case")
             if not own.index.equals(base.index):
-                raise InvalidInputError(f"{setting!r} was not run on the cases of {reference!r} in {task}, {metric}.")
+                raise InvalidInputError(
+                    f"{setting!r} was not run on the cases of {reference!r} in {task}, {metric}: run all settings on "
+                    "the same cases."
+                )
             row = {"task": task, "metric": metric, "setting": setting, "cases": len(own)}
             row |= _interval("value", own.value, seed)
             row |= _interval(f"value_less_{reference}", own.value - base.value, seed)
@@ -224,7 +227,9 @@ def _load(tasks: Sequence, manager: lm_eval.tasks.TaskManager | None) -> list:
                 found = manager.load([task])
             except KeyError as error:
                 known = ", ".join(OFFLINE)
-                raise InvalidInputError(f"Unknown task {task!r}: neither of {known} nor the harness's.") from error
+                raise InvalidInputError(
+                    f"Unknown task {task!r}: expected one of {known}, or a task of the harness."
+                ) from error
             name = task if isinstance(task, str) else task.get("group")
             loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
         else:
@@ -241,10 +246,10 @@ def _rows(task: lm_eval.api.task.Task, sample: Sample, own: Mapping[str, Metric]
             values[name + ending] = float(sample[name])
     for name, function in own.items():
         if name in values:
-            raise InvalidInputError(f"A metric of yours is called {name!r}, as one of {sample['task']}: rename it.")
+            raise InvalidInputError(f"Your metric {name!r} has the name of a metric of {sample['task']}: rename it.")
         value = function(sample)
         if not np.isscalar(value) or isinstance(value, str):
-            raise InvalidInputError(f"The metric {name!r} gave {value!r} for a case: expected a number.")
+            raise InvalidInputError(f"Your metric {name!r} gave {value!r} for a case: expected a number.")
         values[name] = float(value)
     if not values and not own:
         values["log_prob"] = log_prob

@@ -1,4 +1,4 @@
-"""Models for lm-evaluation-harness: early exits, or any logits function.
+"""Models for lm-evaluation-harness: with early exits, or from any logits.
 
 Needs the extra `bench`. `EarlyExitLM` scores a token by the first confident head: likelihoods are teacher-forced, with
 one pass over each text; generation goes through the engine.
@@ -63,7 +63,7 @@ class EarlyExitLM(HFLM):
         hflm: further arguments of `HFLM` (`enable_thinking`, `think_end_token`, `add_bos_token`, `truncation`).
 
     Attributes:
-        records: one dict a request since they were last cleared: task, case (number of the document), request, tokens
+        records: one dict per request since they were last cleared: task, case (number of the document), request, tokens
             (scored or generated) and blocks.
 
     Raises:
@@ -300,17 +300,17 @@ def _exits(heads: ExitHeads | None, metric: str | None, thresholds: Thresholds) 
     if not thresholds:
         return metric, {}, Never()
     if heads is None:
-        raise HeadsError("Thresholds without heads: give the heads that they are for.")
+        raise HeadsError("Thresholds without heads: pass the heads that they were calibrated for.")
     if isinstance(thresholds, Calibration):
         if metric not in (None, thresholds.metric):
-            raise InvalidInputError(f"metric={metric!r}, but the calibration is of {thresholds.metric}: leave it out.")
+            raise InvalidInputError(f"metric={metric!r}, but the calibration is of {thresholds.metric}: omit metric.")
         policy = Confidence.from_calibration(thresholds)
     else:
         if metric is None:
-            raise InvalidInputError("Thresholds without a metric: name the score that they are on.")
+            raise InvalidInputError("Thresholds without a metric: pass the metric that they apply to.")
         others = sorted(set(thresholds) - set(heads.depths))
         if others:
-            raise HeadsError(f"Thresholds for depths {others}: the heads given are at depths {list(heads.depths)}.")
+            raise HeadsError(f"Thresholds for depths {others}: these heads are at depths {list(heads.depths)}.")
         policy = Confidence(metric, [thresholds.get(depth) for depth in heads.depths], depths=heads.depths)
     check_thresholds(policy.metric, [t for t in policy.thresholds if t is not None and math.isfinite(t)])
     policy.check(heads)

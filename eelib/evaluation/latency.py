@@ -22,11 +22,11 @@ from eelib.heads.exit_heads import ExitHeads
 from eelib.timing import synchronize
 
 POSITIONS = (1, 2, 4, 8)
-"""Verification is measured with so many positions in one call; between them seconds are interpolated."""
+"""Numbers of positions in one call at which verification is timed; seconds between them are interpolated."""
 
 
 STEADY = 0.15
-"""A timed run around which plain decoding changes its speed by more than this share was disturbed."""
+"""Maximum change of plain decoding's speed around an undisturbed run, as a share."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Timings:
     Attributes:
         pieces: by the keys of `Work.calls`, measured in place, with the caches as other pieces leave them.
         per_round, per_token: bookkeeping, fitted to the remainder; a token is one emitted or drafted.
-        plain: seconds a token of plain decoding, interleaved with the pieces, prefill included.
+        plain: seconds per token of plain decoding, interleaved with the pieces, prefill included.
         scale: factor applied to all seconds since they were measured.
     """
 
@@ -55,7 +55,7 @@ class Timings:
         return work.emitted / self.seconds(work)
 
     def scaled(self, plain: float) -> "Timings":
-        """Timings rescaled to a speed of plain decoding [seconds a token].
+        """Timings rescaled to a speed of plain decoding [seconds per token].
 
         On a shared machine other jobs slow all components alike.
         """
@@ -76,7 +76,7 @@ class Timings:
         return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
 
     def table(self) -> pd.DataFrame:
-        """One row a piece and number of positions: piece, positions, seconds."""
+        """One row per piece and number of positions: piece, positions, seconds."""
         rows = []
         for (piece, *of), seconds in sorted(self.pieces.items(), key=str):
             name = {"blocks": "blocks {} to {}", "head": "head at {}"}.get(piece, piece).format(*of)
@@ -88,7 +88,9 @@ class Timings:
         if key in self.pieces:
             return self.pieces[key]
         if piece == "head":
-            raise InvalidInputError(f"No head at depth {of[0]} was timed: time it with the heads that are replayed.")
+            raise InvalidInputError(
+                f"No head at depth {of[0]} was timed: pass time_pieces the heads that are replayed."
+            )
         n = of[-1]
         if piece != "blocks":
             known = {k[-1]: seconds for k, seconds in self.pieces.items() if k[0] == piece}
@@ -160,7 +162,7 @@ class _Run:
 
     Attributes:
         policy: its number.
-        before, after: seconds a token of plain decoding around it.
+        before, after: seconds per token of plain decoding around it.
         log: seconds of the pieces.
         stats: of the run.
     """
@@ -234,8 +236,8 @@ class _TimedFrontier(Frontier):
     began: start of prefill; None before and after it.
     """
 
-    def __init__(self, log: list[tuple[tuple, float]], *given):
-        super().__init__(*given)
+    def __init__(self, log: list[tuple[tuple, float]], *arguments):
+        super().__init__(*arguments)
         self.log, self.began = log, None
 
     def feed(self, tokens):
@@ -261,10 +263,10 @@ class _TimedFrontier(Frontier):
         return _timed(self.log, ("unembedding", hidden.shape[1]), super().unembed, hidden)
 
 
-def _timed(log: list, key: tuple, call: Callable, *given):
+def _timed(log: list, key: tuple, call: Callable, *arguments):
     synchronize()
     started = time.perf_counter()
-    result = call(*given)
+    result = call(*arguments)
     synchronize()
     log.append((key, time.perf_counter() - started))
     return result

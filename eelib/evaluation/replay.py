@@ -77,7 +77,7 @@ def replay_policy(
             `draft` (1, 2, ...) distinguishes predictions for the first draft in a row, the second, ...; the last stands
             for all later ones.
         n_blocks: of the model.
-        prompt_lengths: one a sequence in the traces, in their order.
+        prompt_lengths: one per sequence in the traces, in their order.
         sequences: the texts, [position] each; needed for lookup.
 
     Raises:

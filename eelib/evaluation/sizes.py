@@ -25,7 +25,7 @@ def gain_by_size(shares: pd.DataFrame, draft_vocab_size: int = 8192) -> pd.DataF
         shares: `exit_shares`: decoder, and share_{depth} for four heads, ascending; the rest goes to the full model.
 
     Returns:
-        One row a decoder and size: decoder, size, speed_ratio_computed, head_share (weights that one head reads, as a
+        One row per decoder and size: decoder, size, speed_ratio_computed, head_share (weights that one head reads, as a
         share of the model's).
     """
     rows, columns = [], [name for name in shares if name.startswith("share_")]
@@ -51,10 +51,10 @@ def read_sizes(folders: Mapping[str, str | Path]) -> pd.DataFrame:
         folders: for each model the folder of its figures.
 
     Returns:
-        One row a model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high (NaN
-        for a single run). Measures: `agreement` and `auroc of <metric>` at a share of the depth, on the heads' own kind
-        of text; `blocks saved` and `early exit, speed` at an ε; `speed` and `acceptance` of what was tuned, named by
-        `at`. Speed is relative to plain decoding in the same engine.
+        One row per model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high
+        (NaN for a single run). Measures: `agreement` and `auroc of <metric>` at a share of the depth, on the heads' own
+        kind of text; `blocks saved` and `early exit, speed` at an ε; `speed` and `acceptance` of what was tuned, named
+        by `at`. Speed is relative to plain decoding in the same engine.
 
     Raises:
         InvalidInputError: a table is missing, or lacks a column because an earlier version wrote it.
@@ -92,11 +92,11 @@ def _read(path: Path, *columns: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read ({error}): make that table first.") from error
+        raise InvalidInputError(f"{path} cannot be read ({error}): make this table first.") from error
     missing = [column for column in columns if column not in table]
     if missing:
         raise InvalidInputError(
-            f"{path} has no column {', '.join(missing)}: an earlier version wrote it. Make it again."
+            f"{path} has no column {', '.join(missing)}, so an earlier version wrote it: make it again."
         )
     return table
 
@@ -111,12 +111,14 @@ def larger_gain_more(table: pd.DataFrame, smaller: str, larger: str) -> pd.DataF
         smaller, larger: names of models in it.
 
     Returns:
-        One row a measure and place: measure, at, smaller, larger (the values), difference, verdict: `more` or `less`
+        One row per measure and place: measure, at, smaller, larger (the values), difference, verdict: `more` or `less`
         for disjoint intervals, `undecided` for overlapping ones, `one run` where there are none.
     """
     few, many = (table[table.model == model] for model in (smaller, larger))
     if few.empty or many.empty:
-        raise InvalidInputError(f"{smaller} or {larger} is not in the table, which has {', '.join(set(table.model))}.")
+        raise InvalidInputError(
+            f"{smaller} or {larger} is not in the table: expected two of {', '.join(set(table.model))}."
+        )
     rows = []
     for row in few.itertuples():
         same = many[many.measure == row.measure]

@@ -56,14 +56,14 @@ def dssd_settings(
     lookup: Lookup | None = None,
     kind: str = "DSSD",
 ) -> list[Setting]:
-    """DSSD settings: every ε, maximum draft and deepest head.
+    """DSSD settings: every ε, `max_draft` and deepest head.
 
     With empirical thresholds, without back-off.
 
     Args:
         traces: of calibration text.
         deepest: depths; None for each head's.
-        lookup: of every policy.
+        lookup: of every policy; None for none.
         kind: group of the settings.
     """
     settings = []
@@ -82,7 +82,7 @@ def dssd_settings(
 
 
 def lookup_settings(max_drafts: Sequence[int], kind: str = "lookup") -> list[Setting]:
-    """Settings of lookup alone, without heads: every maximum draft."""
+    """Settings of lookup alone, without heads: every `max_draft`."""
     return [Setting(kind, Lookup(n), parameters={"lookup": n}) for n in max_drafts]
 
 
@@ -190,8 +190,8 @@ def predict(
         timings: by kind; settings of one kind ask the same heads.
 
     Returns:
-        One row a setting, in their order: counts and rates of `count_work`, tokens_per_second (predicted), a column for
-        each parameter, and kind.
+        One row per setting, in their order: counts and rates of `count_work`, tokens_per_second (predicted), a column
+        for each parameter, and kind.
     """
     tables, n_blocks, traces_of = [], model.config.get_text_config().num_hidden_layers, {}
     for kind in dict.fromkeys(setting.kind for setting in settings):
@@ -215,7 +215,7 @@ class Tuning:
     Attributes:
         grid: every setting with its predicted speed, from `predict`.
         runs: measured runs of the finalists and of the settings beside them, from `compare`.
-        finalists: one row a finalist: kind, its parameters, `summarise` of its runs, and whether it is chosen.
+        finalists: one row per finalist: kind, its parameters, `summarise` of its runs, and whether it is chosen.
         chosen: the fastest setting of each kind, as measured.
         best: the fastest of all; plain decoding where none is faster.
     """
@@ -257,7 +257,7 @@ def tune(
     if not settings or not 1 <= decoded <= len(texts.prompts) or finalists < 1:
         raise InvalidInputError(
             f"{len(settings)} settings, {len(texts.prompts)} prompts, decoded={decoded}, finalists={finalists}: "
-            "expected settings, at least one finalist, and at least as many prompts as are to be decoded."
+            "expected settings, at least one finalist, and at least `decoded` prompts."
         )
     grid = predict(model, settings, texts, timings)
     best = grid.sort_values("tokens_per_second", ascending=False).groupby("kind", sort=False).head(finalists)
@@ -305,8 +305,8 @@ def chosen_settings(
         longest = row.get("lookup", float("nan"))
         lookup = None if pd.isna(longest) else Lookup(int(longest))
         if not pd.isna(row["epsilon"]):
-            given = [row["epsilon"]], [int(row["max_draft"])], [int(row["deepest"])]
-            (setting,) = dssd_settings(traces, heads, metric, *given, lookup=lookup, kind=row["kind"])
+            grid = [row["epsilon"]], [int(row["max_draft"])], [int(row["deepest"])]
+            (setting,) = dssd_settings(traces, heads, metric, *grid, lookup=lookup, kind=row["kind"])
             found[row["decoder"]] = setting
         elif lookup is not None:
             (found[row["decoder"]],) = lookup_settings([lookup.max_draft], row["kind"])
@@ -339,7 +339,7 @@ def curve_settings(
 
 
 def settings_table(settings: Mapping[str, Setting]) -> pd.DataFrame:
-    """Names and parameters of settings: decoder, kind, one column a parameter."""
+    """Names and parameters of settings: decoder, kind, one column per parameter."""
     rows = [{"decoder": name, "kind": setting.kind, **setting.parameters} for name, setting in settings.items()]
     return pd.DataFrame(rows)
 
@@ -363,7 +363,7 @@ def check_predictions(
         runs: from `compare`, with the decoder "plain".
 
     Returns:
-        One row a setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
+        One row per setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
         (predicted over measured, less 1), drafted and drafted_measured, scale.
     """
     n_blocks = model.config.get_text_config().num_hidden_layers

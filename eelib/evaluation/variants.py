@@ -83,7 +83,7 @@ def measure_heads(
         seed: of the bootstrap over documents.
 
     Returns:
-        One row a depth: kind, drafted (size of the draft vocabulary, or "all"), tokens (trained on), own_parameters,
+        One row per depth: kind, drafted (size of the draft vocabulary, or "all"), tokens (trained on), own_parameters,
         depth, cost_in_blocks (weights that one draft reads, in blocks of the model), loss (KL, nats), and agreement
         with its interval.
 

@@ -62,7 +62,7 @@ class WeightReads:
     def passes(self, work: Work) -> float:
         """Weights read by replayed decoding, in passes of the whole model.
 
-        Plain decoding reads 1 a token, prefill 1.
+        Plain decoding reads 1 per token, prefill 1.
         """
         shares = {
             "blocks": lambda first, last, _: (last - first) * self.block,
@@ -76,7 +76,7 @@ class WeightReads:
     def passes_of_run(self, stats: DecodingStats) -> float:
         """Weights read by a decoding run, in passes of the whole model.
 
-        Plain decoding reads 1 a token.
+        Plain decoding reads 1 per token.
         """
         heads = sum(self.heads[depth] * asked for depth, asked in stats.head_positions.items())
         return sum(stats.block_calls) * self.block + heads + stats.block_calls[-1] * self.unembedding
@@ -98,7 +98,7 @@ def exit_costs(runs: pd.DataFrame, reads: WeightReads) -> pd.DataFrame:
         runs: from `compare`; the first repeat counts.
 
     Returns:
-        One row a decoder: decoder, generated_blocks (share of all blocks below the exit), passes_per_token (weights
+        One row per decoder: decoder, generated_blocks (share of all blocks below the exit), passes_per_token (weights
         read, in passes of the whole model) and coverage (share of tokens that exit early).
     """
     rows = []
@@ -120,7 +120,7 @@ def exit_shares(runs: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:
         depths: of the heads, and the number of blocks for the full model.
 
     Returns:
-        One row a decoder: decoder, and share_{depth} for each depth.
+        One row per decoder: decoder, and share_{depth} for each depth.
     """
     rows = []
     for name, outputs in _outputs(runs):

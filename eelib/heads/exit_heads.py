@@ -63,7 +63,7 @@ class HeadConfig:
         settle(self, draft_vocab_size=Number(least=2, whole=True, optional=True))
         check_known("kind of head", self.kind, KINDS)
         if self.draft_vocab_size is not None and self.kind in ("linear", "none"):
-            raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: leave draft_vocab_size out.")
+            raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: omit draft_vocab_size.")
 
 
 def _depths(name: str, values: Sequence[int]) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ def _depths(name: str, values: Sequence[int]) -> tuple[int, ...]:
 
 
 class ExitHeads(nn.Module):
-    """Exit heads on one frozen backbone, one a depth.
+    """Exit heads on one frozen backbone, one per depth.
 
     Create them with `init` or `from_pretrained`. Classes are tokens, or with a draft vocabulary of V' tokens: class c <
     V' is the token draft_tokens[c], and the last class is "other".
@@ -137,7 +137,7 @@ class ExitHeads(nn.Module):
         draft_tokens = None
         if draft_vocab_size is not None:
             if sequences is None or tokenizer is None:
-                raise InvalidInputError("draft_vocab_size needs `sequences` and `tokenizer`, to choose its tokens by.")
+                raise InvalidInputError("draft_vocab_size needs `sequences` and `tokenizer` to choose its tokens.")
             draft_tokens = frequent_tokens(sequences, draft_vocab_size, model, tokenizer)
         return cls(config, model, draft_tokens)
 
@@ -150,8 +150,8 @@ class ExitHeads(nn.Module):
 
     def __getstate__(self):
         raise HeadsError(
-            "Heads cannot be pickled, since their model would go with them: `save_pretrained` writes them, "
-            "`from_pretrained` puts them onto a model; torch.save takes their state_dict()."
+            "Heads cannot be pickled, since their model would go with them: use `save_pretrained` and "
+            "`from_pretrained`, or torch.save their state_dict()."
         )
 
     @property
@@ -218,8 +218,8 @@ class ExitHeads(nn.Module):
         if self.reads_previous:
             if previous is None:
                 raise HeadsError(
-                    "Heads of kind 'fused' also read what the unembedding read one position back (`previous`), which "
-                    "is there where the full model verifies each draft. Use heads of another kind here."
+                    "Heads of kind 'fused' also read the unembedding's input one position back (`previous`), which "
+                    "exists only where the full model verifies each draft. Use heads of another kind here."
                 )
             return self.backbone.normalise(of_depth(hidden, previous))
         return of_depth(hidden) if self.config.kind == "linear" else self.backbone.normalise(of_depth(hidden))
@@ -338,7 +338,7 @@ class ExitHeads(nn.Module):
         if described["fingerprint"] != fingerprint and not force:
             raise HeadsError(
                 f"The heads in {folder} belong to another backbone: they were made for {described['backbone']} "
-                f"(fingerprint {described['fingerprint'][:12]}), this is {model.config._name_or_path} "
+                f"(fingerprint {described['fingerprint'][:12]}), and this is {model.config._name_or_path} "
                 f"({fingerprint[:12]}). Load that model, train heads for this one, or pass force=True."
             )
         heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
@@ -346,8 +346,8 @@ class ExitHeads(nn.Module):
             heads.load_state_dict(tensors)
         except RuntimeError as error:
             raise HeadsError(
-                f"The heads in {folder} have other weights than eelib {version('eelib')} gives this kind; train them "
-                f"anew: {error}"
+                f"The heads in {folder} do not have the weights that eelib {version('eelib')} expects of this kind: "
+                f"train them again. {error}"
             ) from error
         heads.training_record, heads.policy_record = described["training"], described.get("policy", {})
         return heads.to(model.dtype).to(model.device).requires_grad_(False)

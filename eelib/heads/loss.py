@@ -12,7 +12,7 @@ from eelib.heads.exit_heads import ExitHeads
 
 LOSSES = ("kl", "cross_entropy")
 LIKELIEST = 8
-"""So many classes of each token, the likeliest to the model, are always in a sampled loss."""
+"""Number of each token's likeliest classes that are always in a sampled loss."""
 
 
 class DistillationLoss:

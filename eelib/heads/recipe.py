@@ -69,18 +69,18 @@ class Recipe:
         """
         path, changes = expanded(path), dict(changes or {})
         try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
         parts = {"corpus": CorpusConfig, "heads": HeadConfig, "fused": HeadConfig, "training": TrainConfig}
-        if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "cache_teacher"}:
+        if not isinstance(loaded, dict) or not set(loaded) | set(changes) <= {*parts, "cache_teacher"}:
             raise InvalidInputError(
-                f"{path} and the changes {changes} hold something else than a recipe: "
-                f"{', '.join(parts)}, cache_teacher."
+                f"{path} and the changes {changes} hold something else than a recipe: expected {', '.join(parts)}, "
+                "cache_teacher."
             )
         made = {}
         for name, kind in parts.items():
-            named = {**(given.get(name) or {}), **(changes.get(name) or {})}
+            named = {**(loaded.get(name) or {}), **(changes.get(name) or {})}
             if name == "fused":
                 if not named:
                     continue
@@ -100,7 +100,7 @@ class Recipe:
                     raise InvalidInputError(f"{path}: {name}: {named}: expected depths, and in `fused` no other kind.")
                 HeadConfig(**{**settings, "depths": (1,)})  # for its errors, before hours of writing text
             made[name] = settings if kind is HeadConfig else kind(**settings)
-        return cls(**made, cache_teacher=changes.get("cache_teacher", given.get("cache_teacher", True)))
+        return cls(**made, cache_teacher=changes.get("cache_teacher", loaded.get("cache_teacher", True)))
 
 
 def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
@@ -145,7 +145,7 @@ def make_heads(
             outputs.
     """
     if workspace is None and PartialState().num_processes > 1:
-        raise InvalidInputError("Several processes share text through files: give make_heads a workspace.")
+        raise InvalidInputError("Several processes share text through files: pass make_heads a workspace.")
     if workspace is None:
         with TemporaryDirectory(prefix="eelib-") as folder:
             return make_heads(recipe, model, tokenizer, Workspace("heads", folder))
@@ -191,14 +191,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--slug", help="folder name of this model's artefacts; default: the last part of its name")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--workspace", help="folder that holds data/; default: EELIB_HOME or the working folder")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     # accelerate counts several processes on CPUs only if told so, and leaves `launch --cpu` to who asks.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
     try:
-        recipe = Recipe.load(given.recipe)
-        dtype = batch_dtype(given.dtype, state.device)
-        model, tokenizer = load_model(given.model, dtype=dtype, device=state.device)
-        workspace = Workspace(given.slug or given.model.rstrip("/").rpartition("/")[2], given.workspace)
+        recipe = Recipe.load(args.recipe)
+        dtype = batch_dtype(args.dtype, state.device)
+        model, tokenizer = load_model(args.model, dtype=dtype, device=state.device)
+        workspace = Workspace(args.slug or args.model.rstrip("/").rpartition("/")[2], args.workspace)
         made = make_heads(recipe, model, tokenizer, workspace)
     except EelibError as error:
         parser.exit(1, f"error: {error}\n")

@@ -35,7 +35,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the sequences.
-        batch_size: sequences a step.
+        batch_size: sequences per step.
         shuffle_buffer: sequences whose tokens are shuffled among their steps, so that a step sees a little of many
             texts; up to `batch_size` there is no shuffling.
         learning_rate: peak rate of AdamW, after a linear warm-up and before a cosine decay to zero.
@@ -100,7 +100,7 @@ def train_heads(
     gradients, and so the heads, are those of one process, up to the order of additions.
 
     Args:
-        sequences: 1-D LongTensors, one a document.
+        sequences: 1-D LongTensors, one per document.
         loss_mask: for each a mask of the positions to train on (`Corpus.loss_mask`); None for all.
         teacher: computes or caches teacher outputs; None runs the model at every step.
         validation: held-out sequences; agreement and loss on them go into `heads.training_record`.
@@ -130,11 +130,11 @@ def train_heads(
         raise CorpusError("No sequences to train on: the training split is empty.")
     if loss_mask is not None and not any(mask.any() for mask in loss_mask):
         raise CorpusError(
-            "Nothing to train on: the loss mask lets no position through. In text of the model's own, that its user's "
-            "words leave it no room: give a greater length or a smaller prompt_length."
+            "Nothing to train on: the loss mask lets no position through. For self-generated text, use a greater "
+            "length or a smaller prompt_length, so that the user's words leave room for the model's."
         )
     if not any(True for _ in heads.parameters()):
-        raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
+        raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train: use another kind.")
     teacher = Teacher(model, heads.depths) if teacher is None else teacher
     heads.float().requires_grad_(True)
     run = _Run(heads, config, sequences, loss_mask, None if checkpoint is None else expanded(checkpoint))
@@ -183,8 +183,8 @@ def evaluate_heads(
 ) -> pd.DataFrame:
     """Held-out loss (KL, nats) and agreement with the full model, per depth.
 
-    Means over the positions that the loss masks let through (None: all), one row a head. `fused` heads are evaluated on
-    their first draft, at positions that follow another one that counts.
+    Means over the positions that the loss masks let through (None: all), one row per head. `fused` heads are evaluated
+    on their first draft, at positions that follow another one that counts.
 
     Example:
         >>> list(evaluate_heads(model, heads, sequences).columns)
@@ -230,8 +230,8 @@ class _Run:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if state["identity"] != self.identity:
             raise TrainingError(
-                f"{self.path} is the checkpoint of another run (other text, heads, model or settings). "
-                "Delete it to start anew, or go back to the settings that it was made with."
+                f"{self.path} is the checkpoint of another run (other text, heads, model or settings). Delete it to "
+                "start over, or restore the settings."
             )
         self.step, self.tokens, self.log = state["step"], state["tokens"], state["log"]
         for name, parameter in self.heads.named_parameters():
@@ -256,8 +256,8 @@ class _Run:
                 save_file(tensors, path, metadata={"state": json.dumps(state)})
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The last one that was "
-                "written is kept: make room and run the same again."
+                f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The previous one is "
+                "kept: free disk space and run this again."
             ) from error
 
     def finish(self) -> None:

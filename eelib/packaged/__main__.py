@@ -21,14 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default {', '.join(DEFAULT)}")
     parser.add_argument("--folder", help="where to put it; by default data/ in EELIB_HOME or the working folder")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     start = time.perf_counter()
     try:
-        fetch(given.names or DEFAULT, given.folder)
+        fetch(args.names or DEFAULT, args.folder)
     except EelibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{', '.join(given.names or DEFAULT)}: ready ({time.perf_counter() - start:.0f} s).")
+    print(f"{', '.join(args.names or DEFAULT)}: ready ({time.perf_counter() - start:.0f} s).")
     return 0
 
 

@@ -6,7 +6,7 @@ from eelib.errors import FetchError
 from eelib.packaged.registry import PackagedModel
 
 _CHECKED = "In 2024,  12 cats — “quoted” — sat down.\n\n    def f(x):\n\treturn x + 1\n"
-"""Text that a conversion is checked with."""
+"""Text for checking a conversion."""
 
 
 def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
@@ -24,8 +24,8 @@ def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16).eval()
     except Exception as error:  # transformers promises no narrower class for a file that it cannot read
         raise FetchError(
-            f"transformers could not read {gguf.name}: {error}. Its version is not the one of "
-            "constraints.txt, or the file is damaged."
+            f"transformers could not read {gguf.name}: {error}. Fetch it again if it is damaged, else "
+            "install a version of transformers that eelib is tested with."
         ) from error
     if packaged.splits_digits:
         _split_digits(tokenizer)
@@ -67,9 +67,15 @@ def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
     saved_tokenizer = AutoTokenizer.from_pretrained(target)
     ids = saved_tokenizer(_CHECKED, return_tensors="pt").input_ids
     if saved_tokenizer.decode(ids[0]) != _CHECKED or ids[0].tolist() != tokenizer(_CHECKED).input_ids:
-        raise FetchError(f"The tokenizer converted from {name} does not give a text back unchanged.")
+        raise FetchError(
+            f"The tokenizer converted from {name} does not reproduce a text: install a version of "
+            "transformers that eelib is tested with."
+        )
     if saved_tokenizer.chat_template is None:
-        raise FetchError(f"The tokenizer converted from {name} has no chat template.")
+        raise FetchError(
+            f"The tokenizer converted from {name} has no chat template: install a version of "
+            "transformers that eelib is tested with."
+        )
 
     saved = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
     with torch.inference_mode():
@@ -79,6 +85,6 @@ def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
     if not error < 0.05:  # also where it is not a number
         raise FetchError(
             f"The converted model's logits differ from those of {name} by {error:.3g} of their size; expected less "
-            "than 0.05. The installed transformers may read GGUF in another way: see constraints.txt."
+            "than 0.05. Install a version of transformers that eelib is tested with."
         )
     print(f"Checked one forward pass: relative difference {error:.1e}", flush=True)

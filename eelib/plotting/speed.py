@@ -59,7 +59,7 @@ def baselines(table: pd.DataFrame) -> Figure:
 
 
 def speed_against_agreement(table: pd.DataFrame, front: Iterable[bool]) -> Figure:
-    """Token agreement against speed, a colour a method, with the Pareto front.
+    """Token agreement against speed, a colour per method, with the Pareto front.
 
     Args:
         table: method, speed_ratio, token_agreement.

@@ -102,6 +102,6 @@ def check_table(table: pd.DataFrame, *columns: str) -> None:
     """
     missing = [column for column in columns if column not in table]
     if missing:
-        raise InvalidInputError(f"The table to draw has no column {', '.join(missing)}: it has {', '.join(table)}.")
+        raise InvalidInputError(f"The table has no column {', '.join(missing)}: it has {', '.join(table)}.")
     if table.empty:
-        raise InvalidInputError(f"The table to draw has no rows: expected at least one, with {', '.join(columns)}.")
+        raise InvalidInputError(f"The table has no rows: expected at least one, with {', '.join(columns)}.")

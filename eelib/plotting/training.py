@@ -7,7 +7,7 @@ from eelib.plotting.style import check_table, depth_style, panels
 
 
 def training_curves(report: pd.DataFrame, validation: pd.DataFrame | None = None) -> Figure:
-    """Loss and agreement over training tokens, a line a depth.
+    """Loss and agreement over training tokens, a line per depth.
 
     Args:
         report: of `train_heads`, smoothed or not: columns tokens, depth, loss [nats], agreement.
