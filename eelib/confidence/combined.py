@@ -15,7 +15,7 @@ from eelib.errors import CorpusError
 
 @dataclass(frozen=True)
 class Combined:
-    """Logistic regression for agreement, a depth each, on metrics and position.
+    """Logistic regression of agreement per depth, on metrics and position.
 
     Its score is the log odds that a head agrees. For analysis only: the engine decides by single metrics. Fit it on
     other text than it is evaluated or calibrated on.

@@ -116,8 +116,8 @@ def check_thresholds(metric: str, thresholds: Sequence[float | None]) -> None:
     outside = [t for t in thresholds if t is not None and not known.low - 1e-3 <= t <= known.high + 1e-3]
     if outside:
         raise InvalidInputError(
-            f"Thresholds {outside} of {metric}: expected values from {known.low:g} to {known.high:g}, the range of its "
-            "scores."
+            f"Thresholds {outside} of {metric}: expected values between {known.low:g} and {known.high:g}, the range of "
+            "its scores."
         )
 
 

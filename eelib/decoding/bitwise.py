@@ -58,7 +58,7 @@ class RowExact:
             raise UnsupportedError(
                 f"exact=True: on this machine {type(backbone.model).__name__} in {backbone.model.dtype} with "
                 f"{backbone.model.config._attn_implementation} attention computes other bits block by block than in "
-                "its own forward. Omit exact; differences are then near-ties, which eelib.verify_lossless shows."
+                "its own forward. Leave exact out; differences are then near-ties, which eelib.verify_lossless shows."
             )
 
     @classmethod

@@ -46,8 +46,8 @@ def generate(
         input_ids: the prompt, [1, position]: a tensor, an array, a list, or a tokenizer's output.
         policy: where to exit and when to stop drafting.
         heads: trained heads; None for the logit lens.
-        verify: True: exits are drafts, and the output is the full model's: the same tokens when greedy, the same
-            distribution when sampling. False: an exited token is final.
+        verify: if True, exits are drafts, and the output is the full model's: the same tokens when greedy, the same
+            distribution when sampling. If False, an exited token is final.
         exact: verify with the bits of decoding one token at a time (`eelib.decoding.bitwise`), so that even in bfloat16
             no near-tie falls the other way. None: in 16-bit types on a CPU if it adds at most 3% to a verification, as
             timed on this machine; `stats.exact` tells.

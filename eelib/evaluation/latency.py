@@ -181,7 +181,7 @@ class _Run:
     def drift(self) -> float:
         """Change of plain decoding around the run, as a share.
 
-        Another job came or went.
+        It shows other jobs that began or ended.
         """
         return abs(self.before - self.after) / self.around
 
