@@ -1,6 +1,6 @@
-"""Early-exit inference for language models: heads, confidence, calibration, and decoding that stays lossless.
+"""Early-exit inference for language models, lossless when verified.
 
-Names and rooms are imported when they are first used, so that `import eelib` costs nothing.
+Heads, confidence, calibration and decoding. Names and rooms are imported on first use, so `import eelib` is cheap.
 """
 
 import lazy_loader

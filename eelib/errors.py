@@ -1,45 +1,45 @@
-"""The errors that eelib raises on purpose. Each says what was given, what was expected, and what to do."""
+"""Exceptions of eelib: what was given, what was expected, what to do."""
 
 
 class EelibError(Exception):
-    """Base of every error that eelib raises on purpose."""
+    """Base class of all exceptions that eelib raises itself."""
 
 
 class InvalidInputError(EelibError, ValueError):
-    """An argument that no call could accept: out of range, of the wrong length, an unknown name."""
+    """Invalid argument: out of range, wrong length, or an unknown name."""
 
 
 class ModelError(EelibError):
-    """A model that is not known, not there, or cannot be cut into segments."""
+    """Model that is unknown, missing, or cannot be split into blocks."""
 
 
 class HeadsError(EelibError):
-    """Heads that do not fit: another backbone's, or without a depth that was asked for."""
+    """Heads of another backbone, or without a requested depth."""
 
 
 class CorpusError(EelibError):
-    """Text that cannot be used: empty, unreadable, or too short to split."""
+    """Unusable text: empty, unreadable, or too short to split."""
 
 
 class TrainingError(EelibError):
-    """Training that cannot go on: a loss that is not a number, a checkpoint of another run, or no room for one."""
+    """Training cannot continue: non-finite loss, foreign checkpoint, or full disk."""
 
 
 class TeacherError(EelibError):
-    """Teacher outputs cannot be cached: no room on the disk."""
+    """Teacher outputs cannot be cached: no disk space."""
 
 
 class FetchError(EelibError):
-    """A download that failed, is damaged, or found no room on the disk."""
+    """Failed or corrupt download, or no disk space for it."""
 
 
 class UnsupportedError(EelibError):
-    """A generation option that transformers knows and this engine does not offer (yet)."""
+    """Generation option of transformers that this engine does not support."""
 
 
 class BatchError(EelibError):
-    """A notebook that failed in batch, or a second batch over the same files."""
+    """Failed notebook, or a second batch in the same workspace."""
 
 
 class MissingExtraError(EelibError, ImportError):
-    """A part of eelib whose packages are not installed."""
+    """Optional dependency that is not installed."""

@@ -1,5 +1,7 @@
-"""Settings as people give them (numpy's numbers, 1e3, `2e-3` as YAML reads it, "false"), made Python's own and checked
-where they enter, before any long work."""
+"""Validation of settings: convert and check them before any long work.
+
+Accepts what people write: numpy scalars, `1e3`, `2e-3` as YAML reads it, "false".
+"""
 
 import math
 import numbers
@@ -15,10 +17,17 @@ from eelib.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Number:
-    """What one setting may be; called with its name and value, it returns an int or a float, or raises.
+    """Validator of a numeric setting: `check(name, value)` returns an int or float.
 
-    least, above, most, below: bounds, with the bound itself or without. whole: no fractions. optional: None, too.
-    infinite: infinity, too.
+    Attributes:
+        least, most: inclusive bounds.
+        above, below: exclusive bounds.
+        whole: integers only.
+        optional: accept None.
+        infinite: accept infinity.
+
+    Raises:
+        InvalidInputError: the value is not such a number.
     """
 
     least: float | None = None
@@ -66,7 +75,7 @@ SHARE = Number(least=0, most=1)
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, or such a word."""
+    """Boolean, from a bool or the words "true" and "false"."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, str) and value.lower() in ("true", "false"):
@@ -78,7 +87,7 @@ def check_known(what: str, value: Any, known: Collection[str]) -> str:
     """The value, if it is one of the known names.
 
     Raises:
-        InvalidInputError: it is not; the message has all of them.
+        InvalidInputError: it is not; the message lists them all.
     """
     if not isinstance(value, str) or value not in known:
         raise InvalidInputError(f"Unknown {what} {value!r}: expected one of {', '.join(known)}.")
@@ -86,17 +95,17 @@ def check_known(what: str, value: Any, known: Collection[str]) -> str:
 
 
 def settle(config: object, **checks: Callable[[str, Any], Any]) -> None:
-    """Replaces fields of a frozen dataclass by what their checks make of them.
+    """Validate and convert fields of a frozen dataclass, from its `__post_init__`.
 
     Raises:
-        InvalidInputError: the first that cannot be, with what was expected.
+        InvalidInputError: the first invalid field, and what was expected.
     """
     for name, check in checks.items():
         object.__setattr__(config, name, check(name, getattr(config, name)))
 
 
 def _number(value: Any) -> float | None:
-    """What a value stands for; None where that is no number. True is none."""
+    """The number that a value represents, or None. A bool is none."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic) and value.size == 1:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over independent units, as numbers and as text, and Pareto fronts."""
+"""Bootstrap intervals over independent units, and Pareto fronts."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,25 +9,37 @@ from scipy import stats
 
 
 def percentile_interval(name: str, value: float, resampled: np.ndarray) -> dict[str, float]:
-    """A statistic under `name`, and the middle 95% of its resampled values under name_low and name_high."""
+    """A statistic and its 95% interval, from its resampled values.
+
+    Keys: `name`, `name_low`, `name_high`.
+    """
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def format_interval(row: Mapping[str, float] | pd.Series, name: str, form: str = ".2f") -> str:
-    """A statistic and its interval as text, "0.55 [0.50, 0.61]": a row's values of name, name_low and name_high."""
+    """A statistic and its interval as text, such as "0.55 [0.50, 0.61]".
+
+    Reads `name`, `name_low` and `name_high` of a row.
+    """
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
 def mean_interval(values: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of independent values (one a sequence, a case or a prompt) and its 95% percentile-bootstrap interval."""
+    """Mean of independent values and its 95% percentile-bootstrap interval.
+
+    The values are one per sequence, case or prompt.
+    """
     return _interval((np.asarray(values, float),), lambda x, axis: x.mean(axis=axis), resamples, seed)
 
 
 def ratio_interval(
     numerators: npt.ArrayLike, denominators: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Σ numerators / Σ denominators over independent pairs, and its 95% interval. NaN where the denominator is 0."""
+    """Ratio of sums over independent pairs, and its 95% interval.
+
+    Σ numerators / Σ denominators; NaN where the denominator is 0.
+    """
     pair = (np.asarray(numerators, float), np.asarray(denominators, float))
     if not pair[1].sum():
         return float("nan"), float("nan"), float("nan")
@@ -41,8 +53,10 @@ def ratio_of_ratios_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Σ numerators / Σ denominators of the first, over that of the second, and its 95% interval; both are of the same
-    units, such as two decoders on the same prompts. NaN where a divisor is 0, also in some of the resamples."""
+    """Quotient of two ratios of sums, and its 95% interval.
+
+    Both are over the same units, such as two decoders on the same prompts. NaN where a divisor is 0, in a resample too.
+    """
     parts = tuple(np.asarray(values, float) for values in (*first, *second))
     if not (parts[1].sum() and parts[2].sum() and parts[3].sum()):
         return float("nan"), float("nan"), float("nan")
@@ -57,8 +71,10 @@ def ratio_of_ratios_interval(
 def ratio_difference_interval(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Σ numerators / Σ denominators of the second sample less that of the first, and its 95% interval; the samples are
-    independent of each other. NaN where a denominator is 0."""
+    """Difference of two ratios of sums, and its 95% interval.
+
+    The second less the first; the samples are independent of each other. NaN where a denominator is 0.
+    """
     if not (first[1].sum() and second[1].sum()):
         return float("nan"), float("nan"), float("nan")
 
@@ -90,7 +106,10 @@ def _interval(
 
 
 def on_front(gain: Sequence[float], cost: Sequence[float]) -> list[bool]:
-    """For each point whether it is on the Pareto front: none has its gain for less, or more for its cost."""
+    """Whether each point lies on the Pareto front of gain against cost.
+
+    A point does unless another has its gain at a lower cost, or more gain at its cost.
+    """
     gain, cost = np.asarray(gain, float), np.asarray(cost, float)
     beaten = [((gain >= g) & (cost < c) | (gain > g) & (cost <= c)).any() for g, c in zip(gain, cost, strict=True)]
     return [not b for b in beaten]

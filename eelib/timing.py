@@ -1,4 +1,4 @@
-"""Timing that can be trusted: warm-up, interleaved repeats, and the machine's description beside the numbers."""
+"""Timing: warm-up, interleaved repeats, peak memory, and the machine's description."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 
 def machine() -> dict[str, str | int]:
-    """What numbers were measured on: processor, cores, threads, accelerator, versions."""
+    """The machine: processor, cores, threads, accelerator, versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 0,
@@ -29,9 +29,9 @@ def machine() -> dict[str, str | int]:
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], *, repeats: int = 3, warm_up: int = 1, description: str = "timing"
 ) -> pd.DataFrame:
-    """Times candidates turn by turn, so that a slow minute of the machine meets them all.
+    """Time candidates in turn, so that a slow minute affects all.
 
-    Returns one row per candidate and repeat: candidate, repeat, seconds, result (what the call returned).
+    Returns one row per candidate and repeat: candidate, repeat, seconds, result (the call's return value).
     """
     for _ in range(warm_up):
         for call in candidates.values():
@@ -49,8 +49,10 @@ def interleaved(
 
 
 def peak_memory(call: Callable[[], object]) -> float:
-    """Bytes that a call held at its peak beyond what was held before it: of the accelerator where there is one, else of
-    the process, as Linux counts it. NaN where the system does not say."""
+    """Peak memory of a call beyond what was in use [bytes].
+
+    Of the accelerator if there is one, else of the process, as Linux counts it. NaN where the system does not tell.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -75,7 +77,7 @@ def _resident(field: str) -> int:
 
 
 def synchronize() -> None:
-    """Waits for the accelerator, if there is one: its calls return before their work is done."""
+    """Wait for the accelerator, whose calls return before their work is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""Where artefacts lie: one layout, under the working folder or wherever the caller says."""
+"""Artefact layout: where corpora, heads, traces, results and figures are stored."""
 
 import os
 from collections.abc import Iterator
@@ -8,22 +8,26 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """Where artefacts go by default: `EELIB_HOME`, or the working folder where that is not set."""
+    """Default root for artefacts: `EELIB_HOME` if set, else the working folder."""
     return expanded(os.environ.get("EELIB_HOME") or ".")
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` and `$VARIABLES` as a shell would read them, and absolute."""
+    """Absolute path, with `~` and `$VARIABLES` expanded as in a shell."""
     return Path(os.path.expandvars(path)).expanduser().absolute()
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one model's artefacts under `root`. Nothing is created until something is saved there.
+    """Folders of one model's artefacts; nothing is created until something is saved.
 
-    Args:
-        model: the model's short name, used as a folder name ("smollm2-135m").
+    Attributes:
+        model: short name of the model, used as folder name ("smollm2-135m").
         root: folder that holds data/ and figures/; None for `home()`. `~` and `$VARIABLES` are expanded.
+
+    Example:
+        >>> Workspace("smollm2-135m", "/tmp/project").heads.as_posix()
+        '/tmp/project/data/heads/smollm2-135m'
     """
 
     model: str
@@ -45,12 +49,12 @@ class Workspace:
 
     @property
     def fused(self) -> Path:
-        """Heads of kind `fused`, beside the others."""
+        """Heads of kind `fused`, stored beside the others."""
         return self._data("fused")
 
     @property
     def checkpoints(self) -> Path:
-        """Unfinished work that a killed run goes on from. Never a declared output: Snakemake deletes those."""
+        """Unfinished work to resume from. Never a declared output: Snakemake deletes those."""
         return self._data("checkpoints")
 
     @property
@@ -72,9 +76,9 @@ class Workspace:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, renamed to `path` when the block ends well and deleted when it does not.
+    """Temporary path, renamed to `path` on success and deleted on failure.
 
-    So a killed or failed run leaves no half-written file under the final name, and an earlier result stays.
+    A killed or failed run thus leaves no partial file under the final name, and an earlier result survives.
     """
     path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)

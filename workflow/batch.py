@@ -1,7 +1,8 @@
-"""The batch: Snakemake decides which notebooks are out of date, papermill executes them.
+"""Batch runs of the notebooks, by Snakemake and papermill.
 
-`python -m workflow.batch paper --config config/offline.yaml [Snakemake's options]` makes every artefact of a config;
-`python -m workflow.batch run SOURCE TARGET --parameters JSON` executes one notebook, which is what the Snakefile calls.
+Snakemake decides which notebooks are out of date, papermill executes them. `python -m workflow.batch paper --config
+config/offline.yaml [Snakemake's options]` makes every artefact of a config; `python -m workflow.batch run SOURCE TARGET
+--parameters JSON` executes one notebook, which is what the Snakefile calls.
 """
 
 import argparse
@@ -24,27 +25,27 @@ from eelib.workspace import expanded
 PROJECT = Path(__file__).resolve().parents[1]
 
 DRIVER = "EELIB_BATCH_PID"
-"""Environment variable, "<process id>@<host>": the driver without which a notebook's run has no purpose."""
+"""Environment variable, "<process id>@<host>": the driver that a notebook's run belongs to."""
 
 
 def code_hash(notebook: str | Path) -> str:
-    """SHA-256 over the source of a notebook's code cells; outputs, metadata and text cells do not count.
+    """SHA-256 of a notebook's code cells, without outputs, metadata and text.
 
     Raises:
-        InvalidInputError: the file is missing or no notebook.
+        InvalidInputError: the file is missing or not a notebook.
     """
     cells = [cell.source for cell in _read(notebook).cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
 def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str, object]) -> None:
-    """Execute a notebook with papermill, in the notebook's own folder, and keep the executed copy as `target`.
+    """Execute a notebook with papermill and save it as `target`.
 
-    `target` is replaced only when every cell has run. A notebook that fails is kept beside it, as
+    It runs in its own folder. `target` is replaced only when every cell has run; a failed notebook is kept beside it as
     `<name>.failed.ipynb`.
 
     Raises:
-        InvalidInputError: `source` is missing or no notebook, or it does not know one of the parameters.
+        InvalidInputError: `source` is missing, not a notebook, or has no such parameter.
         BatchError: a cell failed, or another run is making the same target.
     """
     import papermill
@@ -67,8 +68,8 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
             except papermill.PapermillExecutionError as error:
                 os.replace(part, failed)
                 raise BatchError(
-                    f"{source.name} failed in cell {error.cell_index + 1}: {error.ename}: {error.evalue}\n"
-                    f"The notebook as far as it ran is {failed}. An earlier result was left as it was."
+                    f"{source.name} failed in cell {error.cell_index + 1}: {error.ename}: {error.evalue}\nThe notebook "
+                    f"up to the failure is {failed}. The earlier result, if any, was kept."
                 ) from error
             os.replace(part, target)
             failed.unlink(missing_ok=True)
@@ -77,10 +78,10 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
 
 
 def check_parameters(source: Path, parameters: Mapping[str, object]) -> None:
-    """Compare parameters with those of the notebook's cell tagged `parameters`.
+    """Check parameters against the notebook's cell tagged `parameters`.
 
     Raises:
-        InvalidInputError: one is unknown there; the message lists the known ones.
+        InvalidInputError: one is unknown; the message lists the known ones.
     """
     import papermill
 
@@ -102,7 +103,7 @@ def _read(notebook: str | Path):
 
 
 class Follower(logging.Handler):
-    """Prints papermill's log so that a person can follow: each cell as it starts, its last line every few seconds."""
+    """Print papermill's progress: each cell as it starts, then its latest output."""
 
     def __init__(self, title: str, seconds: float = 5.0):
         super().__init__()
@@ -127,7 +128,7 @@ class Follower(logging.Handler):
 
 
 def _die_with_driver(interval: float = 1.0) -> None:
-    """If a driver on this machine is named in the environment, end this process and its kernel once it is gone."""
+    """Exit, kernel included, once the driver named in the environment is gone."""
     import psutil
 
     pid, _, host = os.environ.get(DRIVER, "").partition("@")
@@ -152,11 +153,17 @@ def _die_with_driver(interval: float = 1.0) -> None:
 
 
 def paper(config: str | Path, options: list[str]) -> int:
-    """Bring everything that a config asks for up to date; `options` go to Snakemake. Returns its exit status.
+    """Bring all artefacts of a config up to date.
+
+    Args:
+        options: passed on to Snakemake.
+
+    Returns:
+        Snakemake's exit status.
 
     Raises:
         InvalidInputError: the config is missing or not what the Snakefile reads.
-        BatchError: another batch works in the same workspace.
+        BatchError: another batch runs in the same workspace.
     """
     import yaml
     from snakemake.cli import main as snakemake
@@ -183,14 +190,14 @@ def paper(config: str | Path, options: list[str]) -> int:
                 "--rerun-incomplete", "--keep-going", *options,
             ])  # fmt: skip
     except Timeout as error:
-        raise BatchError(f"Another batch works in {lock.parent}. Wait for it to end, or end it.") from error
+        raise BatchError(f"Another batch runs in {lock.parent}. Wait for it to end, or stop it.") from error
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status. Errors are one message, not a traceback."""
+    """Command line; returns the exit status. Errors print without traceback."""
     parser = argparse.ArgumentParser(prog="python -m workflow.batch", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     whole = commands.add_parser("paper", help="make everything of a config; other options go to Snakemake")

@@ -24,13 +24,13 @@ SUMS = "SHA256SUMS"
 
 
 class Tables:
-    """What templates call: numbers of the tables in one folder, by the table's name and by columns of one row."""
+    """Numbers of committed tables, for templates."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def rows(self, name: str, **where: object) -> pd.DataFrame:
-        """Rows of a table, "smollm2-135m/05_speed", whose columns have these values."""
+        """Rows of a table, such as "smollm2-135m/05_speed", with these values."""
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             raise InvalidInputError(f"no table {name}: expected {path}; publish a run that made it, or leave it out")
@@ -43,7 +43,7 @@ class Tables:
         return table
 
     def row(self, name: str, **where: object) -> pd.Series:
-        """The one row of a table whose columns have these values."""
+        """The one row of a table with these values."""
         found = self.rows(name, **where)
         if len(found) != 1:
             raise InvalidInputError(f"{len(found)} rows of {name} have {where}; expected one")
@@ -54,15 +54,19 @@ class Tables:
         return format(self.row(name, **where)[column], form)
 
     def interval(self, name: str, column: str, form: str = ".2f", **where: object) -> str:
-        """One number and its interval as text, "1.49 [1.42, 1.52]"."""
+        """One number and its interval, "1.49 [1.42, 1.52]"."""
         return format_interval(self.row(name, **where), column, form)
 
     def sentence(self, name: str) -> str:
-        """What a figure shows, in words: the first paragraph of the text beside it."""
+        """A figure's sentence: the first paragraph of the note beside it."""
         return (self.folder / f"{name}.md").read_text(encoding="utf-8").split("\n\n")[0]
 
     def markdown(self, name: str, columns: dict[str, str], form: str = ".2f", **where: object) -> str:
-        """Rows of a table in Markdown; `columns`: {column: its heading}, with their intervals where there are some."""
+        """Rows of a table in Markdown, with intervals where there are some.
+
+        Args:
+            columns: {column: its heading}.
+        """
         table = self.rows(name, **where)
         lines = [" | ".join(columns.values()), " | ".join("---" for _ in columns)]
         lines += [" | ".join(_shown(row, column, form) for column in columns) for _, row in table.iterrows()]
@@ -79,12 +83,12 @@ def _shown(row: pd.Series, column: str, form: str) -> str:
 
 
 def setting(value: object) -> str:
-    """A number that was chosen, not measured: what says so in a template."""
+    """A number that was chosen, not measured."""
     return str(value)
 
 
 def render(project: Path) -> dict[Path, str]:
-    """The text of every document that has a template: {path in the project: text}.
+    """Text of every document that has a template, by its path.
 
     Raises:
         InvalidInputError: a template asks for what no table has.
@@ -110,7 +114,7 @@ def render(project: Path) -> dict[Path, str]:
 
 
 def publish(project: Path) -> list[Path]:
-    """Copies what stands beside the figures into docs/results, and writes every document that has a template."""
+    """Copy tables and notes of the figures, and write every document."""
     results = project / "docs" / "results"
     for path in sorted((project / "figures").glob("*/[0-9]*")):
         if path.suffix in (".csv", ".md"):
@@ -132,7 +136,7 @@ def _sums(results: Path) -> Iterator[tuple[str, str]]:
 
 
 def check(project: Path) -> list[str]:
-    """What is not as it was published: tables with another digest, and documents with other lines."""
+    """Differences from what was published, in tables and documents."""
     results = project / "docs" / "results"
     lines = (results / SUMS).read_text(encoding="utf-8").splitlines()
     published = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -147,6 +151,7 @@ def check(project: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Publish, or check what was published."""
     parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something differs")
     given = parser.parse_args(arguments)

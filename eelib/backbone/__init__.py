@@ -1,4 +1,4 @@
-"""The frozen model: loading it, finding its parts, and running it a segment of blocks at a time."""
+"""The frozen model: load it, find its parts, run segments of blocks."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a model is, in any type, and whether its weights were written to since somebody looked."""
+"""Fingerprints: which checkpoint a model is, and whether its weights have changed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 
 
 def fingerprint(model: PreTrainedModel, whole: Sequence[nn.Module]) -> str:
-    """SHA-256 over the modules in `whole` and a sample of every other tensor, the same in float32 and bfloat16."""
+    """SHA-256 of a checkpoint, the same in float32 and bfloat16.
+
+    Covers the modules in `whole` and a sample of every other tensor.
+    """
     digest = hashlib.sha256("".join(adapters(model)).encode())
     read_whole = {id(parameter) for module in whole for parameter in module.parameters()}
     for name, parameter in sorted(model.named_parameters()):
@@ -27,27 +30,31 @@ def fingerprint(model: PreTrainedModel, whole: Sequence[nn.Module]) -> str:
 
 
 def state(model: PreTrainedModel) -> list:
-    """What shows that a weight was written to since, without reading them all: torch's count of changes, a sketch of
-    the values, and which adapters take part."""
+    """Cheap evidence of changed weights, without reading them all.
+
+    Torch's version counters, a sketch of the values, and the active adapters.
+    """
     tensors = [parameter.detach() for parameter in model.parameters()]
     counts = [(t.data_ptr(), t._version) for t in tensors if not t.is_inference()]
     return [*counts, *sketch(model), *adapters(model)]
 
 
 def sketch(model: PreTrainedModel) -> list[float]:
-    """The middle value of every parameter that is in memory: tells checkpoints apart, to the rounding of a type."""
+    """Middle value of every parameter in memory, to tell checkpoints apart."""
     tensors = [parameter.detach() for parameter in model.parameters() if parameter.device.type != "meta"]
     return torch.stack([t.flatten()[t.numel() // 2].float() for t in tensors]).tolist()
 
 
 def alike(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two sketches are of one checkpoint: equal up to the rounding of bfloat16, and to the least that float16
-    holds."""
+    """Whether two sketches are of one checkpoint.
+
+    Equal up to the rounding of bfloat16 and the smallest number of float16.
+    """
     return len(one) == len(other) and np.allclose(one, other, rtol=2**-8, atol=2**-14)
 
 
 def adapters(model: PreTrainedModel) -> list[str]:
-    """Which of PEFT's adapters, if any, take part in the model's passes right now."""
+    """PEFT adapters that are active in the model, if any."""
     return [
         f"{name}: {module.active_adapters}"
         for name, module in model.named_modules()

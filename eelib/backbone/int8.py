@@ -1,4 +1,4 @@
-"""Matrix products in eight bits, for work that asks for speed and not for the model's every digit."""
+"""Int8 matrix products, where speed matters more than the last digit."""
 
 import functools
 
@@ -9,11 +9,12 @@ from eelib.backbone.probing import with_parts
 
 
 def with_int8(module: nn.Module) -> nn.Module:
-    """`module` as a shallow copy that multiplies in eight bits: weights rounded once, one scale an output; inputs when
-    they come, one scale a row. On a CPU with VNNI the products take a quarter to a third of float32's time.
+    """Shallow copy of `module` with int8 linear layers.
 
-    A plain `nn.Linear` is replaced, any other class stays. (torchao's eager Int8DynamicActivationInt8WeightConfig was
-    no quicker than float32 when measured here; it needs torch.compile, and that a compiler.)
+    Weights are rounded once, with one scale per output; inputs on arrival, with one scale per row. On a CPU with VNNI
+    the products take a quarter to a third of float32's time. Only plain `nn.Linear` is replaced. (torchao's eager
+    Int8DynamicActivationInt8WeightConfig was no faster than float32 when measured here; it needs torch.compile, which
+    needs a compiler.)
     """
     if type(module) is nn.Linear:
         return _Int8Linear(module)
@@ -21,15 +22,17 @@ def with_int8(module: nn.Module) -> nn.Module:
 
 
 def int8_pays(device: torch.device) -> bool:
-    """Whether the device multiplies in eight bits quicker than in float32 and 16 bits: a CPU with VNNI without AMX."""
+    """Whether int8 beats other types here: a CPU with VNNI, without AMX."""
     quick = device.type == "cpu" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
     return quick and _sums_are_whole()
 
 
 @functools.cache
 def _sums_are_whole() -> bool:
-    """Whether torch's product of eight-bit matrices is right for the largest numbers. Without VNNI it adds pairs in 16
-    bits, where they overflow, and says nothing of it."""
+    """Whether torch's int8 product is exact for the largest numbers.
+
+    Without VNNI it adds pairs in 16 bits, which overflow silently.
+    """
     most = torch.full((16, 256), 127, dtype=torch.int8)
     return bool((torch._int_mm(most, most.t()) == 256 * 127**2).all())
 
@@ -58,5 +61,5 @@ class _Int8Linear(nn.Module):
 
 
 def _scale(rows: Tensor) -> Tensor:
-    """What one step of eight bits stands for in each row, [row, 1]."""
+    """Step size of int8 for each row, [row, 1]."""
     return rows.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(rows.dtype).tiny).div_(127)

@@ -1,4 +1,4 @@
-"""A key-value cache that is allocated ahead and rolled back, and whose layers may have got to different positions."""
+"""Preallocated key-value cache with rollback; its layers may differ in length."""
 
 import inspect
 
@@ -11,14 +11,14 @@ from eelib.errors import ModelError
 
 
 def cache_argument(module: nn.Module) -> str:
-    """What a model, or a part of one, calls the cache that its `forward` takes: transformers renamed it in 5.24."""
+    """Name of a `forward`'s cache argument, which transformers 5.24 renamed."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 class _KVLayer(CacheLayerMixin):
-    """Keys and values of one block in a buffer that grows by doubling.
+    """Keys and values of one block, in a doubling buffer.
 
-    All are kept, so that any can be forgotten; a layer with a sliding window hands out just those that it sees.
+    All are kept, so that any can be rolled back; a sliding-window layer returns only those in its window.
     """
 
     def __init__(self, capacity: int, window: int | None, kept_in: torch.dtype | None):
@@ -57,7 +57,7 @@ class _KVLayer(CacheLayerMixin):
         self.values = self.values.repeat_interleave(repeats, dim=0)
 
     def first_seen(self, start: int) -> int:
-        """The oldest position that the position `start` sees."""
+        """Oldest position visible from position `start`."""
         return 0 if self.window is None else max(start - self.window + 1, 0)
 
     def get_seq_length(self) -> int:
@@ -73,19 +73,21 @@ class _KVLayer(CacheLayerMixin):
 
 
 class KVCache(Cache):
-    """A transformers cache, allocated ahead, whose layers may hold different numbers of positions.
+    """Preallocated transformers cache with rollback, layer by layer.
 
-    Also quicker than the concatenating cache for plain `model.generate(..., past_key_values=KVCache(...))`.
+    Layers may hold different numbers of positions. It is also faster than the concatenating cache in plain
+    `model.generate(..., past_key_values=KVCache(...))`.
 
     Args:
-        config: the model's, which says which layers have a sliding window.
-        capacity: positions to allocate for; more than that is taken, at the price of a copy.
-        kept_in: the type of keys and values, which the model's attention must then be ready for; None for the model's.
+        config: of the model, for its sliding windows.
+        capacity: positions to allocate; it grows beyond that at the cost of a copy.
+        kept_in: dtype of keys and values, which the model's attention must support; None for the model's.
+
+    Attributes:
+        reported: length that all layers report while a model prepares its blocks' inputs; None for their own.
 
     Raises:
-        ModelError: a layer that keeps something other than keys and values (a recurrent state).
-
-    reported: the length that every layer reports while a model prepares what it hands its blocks; None for their own.
+        ModelError: a layer keeps something other than keys and values, such as a recurrent state.
     """
 
     def __init__(self, config: PreTrainedConfig, capacity: int, kept_in: torch.dtype | None = None):
@@ -93,8 +95,8 @@ class KVCache(Cache):
         other = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "is_sliding")})
         if other:
             raise ModelError(
-                f"{config.model_type} keeps its past in {', '.join(other)}, which cannot be rolled back: expected "
-                "keys and values in every block."
+                f"{config.model_type} keeps its past in {', '.join(other)}, which cannot be rolled back: expected keys "
+                "and values in every block."
             )
         self.windows = [layer.sliding_window if layer.is_sliding else None for layer in layers]
         super().__init__(layers=[_KVLayer(capacity, window, kept_in) for window in self.windows])
@@ -107,6 +109,6 @@ class KVCache(Cache):
         return self.layers[layer_idx].get_mask_sizes(query_length, self.reported)
 
     def truncate(self, first: int, last: int, length: int) -> None:
-        """Forgets what the layers first, ..., last - 1 hold beyond `length` positions."""
+        """Roll the layers first, ..., last - 1 back to `length` positions."""
         for layer in self.layers[first:last]:
             layer.length = min(layer.length, length)

@@ -1,5 +1,7 @@
-"""Where what a model makes of a position depends on more than what stands before it: rotary tables that change with the
-length of the text, and caches that forget what its masks go on showing."""
+"""Models whose positions depend on more than the text before them.
+
+Rotary tables may change with the length of the text, and caches may drop keys that the masks still show.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class Lengths:
-    """Where a model's positions depend on how long the text is.
+    """How a model's positions depend on the length of the text.
 
-    kind: of rotary table ("longrope", "dynamic"). same_up_to: positions of a text up to which they do not depend on it.
-    same_beyond: whether those of any longer text are the same again.
+    Attributes:
+        kind: of rotary table ("longrope", "dynamic").
+        same_up_to: number of positions up to which there is no dependence.
+        same_beyond: whether all longer texts have the same positions again.
     """
 
     kind: str
@@ -24,7 +28,7 @@ class Lengths:
 
 
 def lengths_of_positions(config: PreTrainedConfig) -> Lengths | None:
-    """None where positions never depend on the length."""
+    """How positions depend on the text's length; None if they do not."""
     given = getattr(config, "rope_parameters", None) or {}
     found = []
     for table in [given] if "rope_type" in given else [t for t in given.values() if isinstance(t, dict)]:
@@ -38,8 +42,10 @@ def lengths_of_positions(config: PreTrainedConfig) -> Lengths | None:
 
 
 def hides_what_left(window: int, given: Sequence[Any]) -> bool:
-    """Whether masks among what a block is given hide from the second and third of three positions the keys that have
-    left the window. Attention without masks of this kind (flash) is told the window itself."""
+    """Whether a block's masks hide keys that have left the window.
+
+    Looks at the second and third of three positions. Attention without 4-D masks (flash) gets the window itself.
+    """
     for mask in given:
         if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-2:] == (3, window + 2):
             left = torch.stack([mask[..., 1, 0], mask[..., 2, 0], mask[..., 2, 1]])

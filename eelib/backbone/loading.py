@@ -1,4 +1,4 @@
-"""A name becomes a model and its tokenizer: a packaged model, a folder, or a Hub id."""
+"""Loading of models and tokenizers, by name, folder or Hub id."""
 
 import re
 from pathlib import Path
@@ -18,21 +18,26 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def load_model(
     name: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model for inference: in eval mode, its parameters frozen.
+    """Load a causal language model for inference, frozen and in eval mode.
 
     Args:
-        name: a packaged model ("smollm2-135m"; `eelib.packaged.MODELS` has all), a folder written by `save_pretrained`,
-            or a Hub id ("org/name"). Code that a repository carries is never run.
-        dtype: of the weights, by name or as torch has it; None or "auto" is what they are stored in.
-        device: None is the GPU where torch finds one, else the CPU.
+        name: a packaged model (`eelib.packaged.MODELS`), a folder written by `save_pretrained`, or a Hub id
+            ("org/name"). Code in a repository is never run.
+        dtype: of the weights, as a name or a torch dtype; None or "auto" for the stored one.
+        device: None for the GPU if torch finds one, else the CPU.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        ModelError: the name is unknown, the packaged model was not fetched, a folder holds no model, the Hub
-            cannot be reached or does not have it, or weights are missing.
-        InvalidInputError: dtype or device is not one that torch has here.
+        ModelError: the name is unknown, the packaged model was not fetched, a folder holds no model, the Hub is
+            unreachable or lacks it, or weights are missing.
+        InvalidInputError: dtype or device is not available in torch here.
+
+    Example:
+        >>> model, tokenizer = load_model(folder, dtype="float32")
+        >>> model.dtype, model.training
+        (torch.float32, False)
     """
     dtype, device = _dtype(dtype), _device(device)
     source = _locate(str(name))
@@ -47,19 +52,19 @@ def load_model(
     absent = sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]}))
     if absent:
         raise ModelError(
-            f"{name} lacks {len(absent)} of the weights of a {type(model).__name__} or has them in another shape, "
-            f"{absent[0]} for one. Is it a causal language model, completely downloaded?"
+            f"{name} lacks {len(absent)} of the weights of a {type(model).__name__}, or has other shapes: {absent[0]}, "
+            "for one. Expected a causal language model, completely downloaded."
         )
     model.config._name_or_path = str(name)  # what artefacts call it by: the name, not where it lies on this machine
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
 def batch_dtype(dtype: str, device: str | torch.device | None = None) -> str:
-    """The type to use in place of `dtype` for work made of large matrix products: writing a corpus, training.
+    """Dtype for large matrix products: training, or writing a corpus.
 
-    That is `dtype` itself, but float32 for a 16-bit type on a CPU without instructions for it, where products in it
-    take 2 to 4 times float32's time; with them a half to a fifth (measured on AMX and on avx512_bf16). Decoding one
-    sequence waits for memory and keeps its type.
+    It is `dtype`, except float32 in place of a 16-bit type on a CPU without instructions for it, where products take 2
+    to 4 times as long as in float32; with them a half to a fifth (measured on AMX and on avx512_bf16). Decoding one
+    sequence is bound by memory, and keeps its type.
     """
     if _device(device).type != "cpu" or dtype not in ("bfloat16", "float16") or torch.cpu._is_amx_tile_supported():
         return dtype
@@ -72,7 +77,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype not in DTYPES:
-        raise InvalidInputError(f"Unknown dtype {dtype!r}. Expected one of {', '.join(DTYPES)}.")
+        raise InvalidInputError(f"Unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}.")
     return getattr(torch, dtype)
 
 
@@ -83,14 +88,14 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise InvalidInputError(f"Unknown device {device!r}. Expected one that torch knows: cpu, cuda, ...") from error
+        raise InvalidInputError(f"Unknown device {device!r}: expected one of torch's, such as cpu or cuda.") from error
     if found.type == "cuda" and not cuda:
-        raise InvalidInputError(f"Device {device!r} was asked for, but torch finds no CUDA GPU here. Use device='cpu'.")
+        raise InvalidInputError(f"device={device!r}, but torch finds no CUDA GPU here: use device='cpu'.")
     return found
 
 
 def _locate(name: str) -> str:
-    """The folder or Hub id to load `name` from."""
+    """The folder or Hub id from which to load `name`."""
     if name in packaged.MODELS:
         return str(packaged.model_folder(name))
     if expanded(name).is_dir():
@@ -98,8 +103,8 @@ def _locate(name: str) -> str:
     if HUB_ID.fullmatch(name):
         return name
     raise ModelError(
-        f"Unknown model {name!r}: neither a packaged model, nor a folder that exists, nor a Hub id of the form "
-        f"org/name. Packaged: {', '.join(packaged.MODELS)}. On the Hub, for example: {', '.join(PYTHIA)}."
+        f"Unknown model {name!r}: expected a packaged model ({', '.join(packaged.MODELS)}), an existing folder, or a "
+        f"Hub id of the form org/name, such as {', '.join(PYTHIA)}."
     )
 
 

@@ -1,8 +1,8 @@
-"""Packed products: a frozen model's matrix products from weights in oneDNN's own layout, with the model's own bits.
+"""Packed products: linear layers from prepacked weights, bit for bit equal.
 
-On a CPU a linear layer in bfloat16 hands its weight to oneDNN row by row at every call; in the layout that oneDNN works
-in, made once, the same product takes half the time. Layers that read the same input become one product. What is used is
-found by probing this machine: only where the bits are those of `F.linear`, and only where it is quicker.
+On a CPU a bfloat16 linear layer hands its weight to oneDNN row by row at every call; prepacked in oneDNN's layout, the
+same product takes half the time. Layers that read the same input become one product. Each is probed on this machine,
+and used only where it is faster and gives the bits of `F.linear`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 MAX_ROWS = 32
-"""Products are probed, and taken from packed weights, for up to so many rows."""
+"""Maximum number of rows for packed products."""
 
 _log = logging.getLogger(__name__)
 _equal_rows: dict[tuple, frozenset[int]] = {}
@@ -31,13 +31,12 @@ _quickest: dict[tuple, str] = {}
 
 @contextlib.contextmanager
 def packed(*modules: nn.Module) -> Iterator[None]:
-    """While this context lasts, the linear layers of models (or heads) multiply from packed weights: `with
-    packed(model): model.generate(...)` says the same, sooner.
+    """Context in which linear layers multiply from packed weights, with equal output.
 
-    Modules are the same objects with the same parameters, hooks and `state_dict`, and are as before afterwards. The
-    packed copies are kept as long as their module lives, or until `unpack`. Where nothing is gained (a GPU, float32, a
-    processor without fitting kernels, gradients, too little memory) layers go on as ever; so does one whose weight has
-    changed since it was packed, until the next such context packs it anew.
+    `with packed(model): model.generate(...)`. Modules keep their identity, parameters, hooks and `state_dict`, and are
+    restored on exit. The packed copies live as long as their module, or until `unpack`. Layers are left alone where
+    packing gains nothing (a GPU, float32, no fitting kernels, gradients, too little memory), as is one whose weight has
+    changed since, until the next such context packs it again.
     """
     with contextlib.ExitStack() as entered:
         for module in modules:
@@ -48,16 +47,16 @@ def packed(*modules: nn.Module) -> Iterator[None]:
 
 
 def unpack(module: nn.Module) -> None:
-    """Frees the packed copies of a module's weights; within a context that uses them they stay."""
+    """Free the packed copies of a module's weights, unless in use."""
     with _Packing.lock:
         if module in _Packing.known and not _Packing.known[module].entered:
             del _Packing.known[module]
 
 
 class _Product:
-    """One packed weight: of one linear layer, or of several that read the same input, in the order of their calls.
+    """Packed weight of one or several linear layers with one input.
 
-    rows: the numbers of rows for which each layer's output has the bits that its own weight gives.
+    rows: numbers of rows for which each layer's output has the bits that its own weight gives.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -72,8 +71,11 @@ class _Product:
 
     @property
     def fresh(self) -> bool:
-        """Whether no weight or bias was replaced or written to since. What is written behind torch's count of changes
-        (`weight.data += ...`) shows in a sample of the values, which is looked at when a context begins."""
+        """Whether no weight or bias was replaced or written since packing.
+
+        Writes that bypass torch's version counter (`weight.data += ...`) show in a sample of the values, checked when a
+        context begins.
+        """
         for held, name, tensor, address, version in self.stamps:
             if held[name] is not tensor:
                 return False
@@ -86,7 +88,7 @@ class _Product:
         return self.fresh and all(torch.equal(_sample(layer), sample) for layer, sample in samples)
 
     def of_layer(self, place: int, x: Tensor) -> Tensor | None:
-        """What the layer at this place among its siblings makes of x; None where its own weight is to be used."""
+        """Output of the layer at this place; None if not packed."""
         if place == 0:
             if not self.fresh:
                 return None
@@ -105,7 +107,7 @@ class _Product:
 
 
 class _Packed:
-    """What a layer's class gains while its module is packed. product, place: see `_Product`."""
+    """Mixin for the class of a packed module. product, place: see `_Product`."""
 
     product: _Product
     place: int
@@ -126,7 +128,7 @@ def _packed_class(usual: type) -> type:
 
 
 class _Packing:
-    """All products of one model, and how many contexts use them right now."""
+    """All products of one model, and the number of active contexts."""
 
     known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
     lock: ClassVar = threading.Lock()
@@ -166,7 +168,7 @@ class _Packing:
                     del layer.product, layer.place
 
     def _prepare(self) -> None:
-        """Packs what was never packed, or has changed since."""
+        """Pack what is new or has changed."""
         module = self.module()
         layers = [m for m in module.modules() if _fits(m)] if _available() else []
         settings = (torch.get_num_threads(), tuple((id(layer), layer.weight.dtype) for layer in layers))
@@ -188,12 +190,12 @@ class _Packing:
 
 
 def _available() -> bool:
-    """Whether this build of torch has packed products at all."""
+    """Whether this build of torch has packed products."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _fits(module: nn.Module) -> bool:
-    """Whether this is a linear layer as torch makes it, or of a class that says (`packs`) that it computes the same."""
+    """Whether this is torch's own linear layer, or an equivalent (`packs`)."""
     computes_the_same = getattr(type(module), "packs", type(module) is nn.Linear)
     if not computes_the_same or isinstance(module, _Packed) or "forward" in vars(module):
         return False
@@ -201,7 +203,7 @@ def _fits(module: nn.Module) -> bool:
 
 
 def _choose(layers: Sequence[nn.Module]) -> list[_Product]:
-    """The quickest way among those that keep the bits: as one product, one by one, or not packed at all."""
+    """The fastest exact way: one product, one each, or no packing."""
     key = (*_key(layers), torch.get_num_threads())
     ways = {"plain": [], "alone": [[layer] for layer in layers], "together": [list(layers)]}
     if len(layers) == 1:
@@ -214,9 +216,9 @@ def _choose(layers: Sequence[nn.Module]) -> list[_Product]:
 
 @torch.no_grad()
 def quickest(layers: Sequence[nn.Module], ways: dict[str, list[list[nn.Module]]], repeats: int = 15) -> str:
-    """Times one row through the layers in each way, turn by turn; the way with the smallest median.
+    """Fastest way through the layers, timed with one row, interleaved.
 
-    ways: by name, the layers that share a packed product; of none there: the layers' own weights.
+    ways: by name, the groups of layers that share a packed product; an empty one uses the layers' own weights.
     """
     x = torch.ones(1, layers[0].weight.shape[1], dtype=layers[0].weight.dtype)
     calls: dict[str, list[Callable[[], object]]] = {}
@@ -236,10 +238,10 @@ def quickest(layers: Sequence[nn.Module], ways: dict[str, list[list[nn.Module]]]
 
 @torch.no_grad()
 def equal_rows(layers: Sequence[nn.Module]) -> frozenset[int]:
-    """The numbers of rows, 1 ... MAX_ROWS, for which one packed product of all layers has the bits of each by itself.
+    """Numbers of rows, up to MAX_ROWS, that packed products compute exactly.
 
-    Found with weights and rows at random, and with some whose sums cancel, so that any other order of additions shows
-    in nearly every output. Remembered for shapes, type and number of threads.
+    Found with random weights and rows, and with some whose sums cancel, so that another order of additions shows in
+    nearly every output. Cached by shapes, dtype and number of threads.
     """
     key = (*_key(layers), torch.get_num_threads())
     if key not in _equal_rows:
@@ -271,8 +273,10 @@ def _probe(layers: Sequence[nn.Module]) -> frozenset[int]:
 
 
 def cancelling(shape: tuple[int, int], width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight [shape], and MAX_ROWS rows [row, width], whose products' sums cancel, whichever axis is the summed one:
-    any other order of additions then shows in nearly every output. In the type and on the device of `like`."""
+    """Weights and rows whose products cancel, to expose another summation order.
+
+    A weight [shape] and MAX_ROWS rows [row, width], cancelling along either axis, with the dtype and device of `like`.
+    """
     on = {"device": like.device}
     generator = torch.Generator(like.device).manual_seed(0)
     n, m = (size // 2 for size in shape)
@@ -292,8 +296,10 @@ def _key(layers: Sequence[nn.Module]) -> tuple:
 
 @torch.no_grad()
 def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """The layers in groups that read the same input one after the other in the same module, by one look at a pass over
-    two tokens; a layer that was called more or less than once is by itself."""
+    """Groups of layers that read the same input in one module.
+
+    Found in one pass over two tokens; a layer that is not called exactly once is a group of its own.
+    """
     parents = {id(child): parent for parent in model.modules() for child in parent.children()}
     calls: list[tuple[nn.Module, Tensor]] = []
     handles = [layer.register_forward_pre_hook(lambda m, args: calls.append((m, args[0]))) for layer in layers]
@@ -320,7 +326,7 @@ def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[n
 
 
 def _stamp(layer: nn.Module, name: str) -> tuple:
-    """Where a layer holds a tensor, and what tells whether it is still that one, and unchanged."""
+    """Identity, address and version of a layer's tensor, to detect changes."""
     held = next(each for each in (layer._parameters, layer._buffers) if name in each)
     tensor = held[name]
     return held, name, tensor, *((None, None) if tensor is None else (tensor.data_ptr(), _version(tensor)))

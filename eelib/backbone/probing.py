@@ -1,6 +1,6 @@
-"""Where the parts of a model are, found by looking at what it does, not by the name of its architecture.
+"""Probing: find a model's parts by what it does.
 
-The chief complaint about tools that keep a list of architectures is "mine is missing".
+No list of architectures to be missing from.
 """
 
 import copy
@@ -16,7 +16,7 @@ from eelib.errors import InvalidInputError, ModelError
 
 
 class StandIn(nn.Module):
-    """Takes the place of a module, and answers for it where its attributes are read (`attention_type`, `weight`)."""
+    """Replacement of a module that still answers for its attributes (`attention_type`, `weight`)."""
 
     def __init__(self, original: nn.Module):
         super().__init__()
@@ -30,10 +30,10 @@ class StandIn(nn.Module):
 
 
 class Recorder(StandIn):
-    """Stands in a block's place: keeps what the block was called with, and hands a hidden state on.
+    """Replacement of a block: records its arguments and passes a state on.
 
-    n_returned: how many things the block returns in a tuple, the state first; None where it returns the bare state.
-    state: what to hand on; None = what came in.
+    n_returned: length of the tuple that the block returns, the state first; None for the bare state.
+    state: what to pass on; None for the input.
     """
 
     def __init__(self, block: nn.Module, n_returned: int | None):
@@ -48,7 +48,7 @@ class Recorder(StandIn):
 
 
 class Tap(StandIn):
-    """Stands in the unembedding's place: keeps what it was given, and hands `logits` on."""
+    """Replacement of the unembedding: records its input and returns `logits`."""
 
     def __init__(self, unembedding: nn.Module):
         super().__init__(unembedding)
@@ -60,10 +60,13 @@ class Tap(StandIn):
 
 
 def with_parts(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """`module` as a shallow copy that shares every parameter, with other modules at the paths of `parts`.
+    """Shallow copy of a module, parameters shared, with some submodules replaced.
 
-    A copy, so that no call can leave the model changed or be seen by another one. A `forward` that was set on the
-    object is left out: it would call the original.
+    As a copy, no call can leave the model changed or interfere with another. A `forward` set on the object is dropped:
+    it would call the original.
+
+    Args:
+        parts: replacements by their paths.
     """
     copied = copy.copy(module)
     vars(copied).pop("forward", None)
@@ -75,8 +78,9 @@ def with_parts(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def with_attention(module: nn.Module, implementation: str, **settings: object) -> nn.Module:
-    """`module` as such a copy, its attention computed by another function of transformers' `AttentionInterface`, which
-    finds `settings` in its module's config. Attention that is not PyTorch's own (`sdpa`) stays as it is.
+    """Shallow copy whose attention is another function of transformers' `AttentionInterface`.
+
+    Only PyTorch's own attention (`sdpa`) is replaced. The function finds `settings` in its module's config.
     """
     copied = with_parts(module, {n: with_attention(m, implementation, **settings) for n, m in module.named_children()})
     if isinstance(getattr(module, "config", None), PreTrainedConfig) and module.config._attn_implementation == "sdpa":
@@ -88,15 +92,22 @@ def with_attention(module: nn.Module, implementation: str, **settings: object) -
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a causal language model.
+    """Parts of a causal language model, and how they fit together.
 
-    decoder_path, blocks_path, unembedding_path: where they are. blocks_path is seen from the decoder.
-    blocks: the list of blocks. n_returned: the length of the tuple that a block returns, or None. hidden_size: width
-    of the states between blocks. final_norm: the module that takes the last block's output (the identity if none does).
-    norm_is_all: whether nothing else lies between the last block and the unembedding. unembedding: the last
-    projection. raw: whether its output is the model's logits as they are, without scaling or soft-capping.
-    probe: the tokens looked with, [1, position]. logits: what the model says of them, [1, position, vocab].
-    numbered: whether positions are to be given, as `generate` does: left to itself, the model counts in another way.
+    Attributes:
+        decoder_path: the module around the blocks that takes token ids.
+        blocks_path: the list of blocks, relative to the decoder.
+        unembedding_path: the last projection.
+        blocks: the list of blocks.
+        n_returned: length of the tuple that a block returns; None for the bare state.
+        hidden_size: width of the states between blocks.
+        final_norm: the module that reads the last block's output; the identity if there is none.
+        norm_is_all: whether it is all that lies between the last block and the unembedding.
+        unembedding: the last projection.
+        raw: whether its output is the logits, without scaling or soft-capping.
+        probe: tokens of the probe, [1, position].
+        logits: the model's for the probe, [1, position, vocab].
+        numbered: whether positions must be passed, as `generate` does, because the model's default differs.
     """
 
     decoder_path: str
@@ -116,10 +127,10 @@ class Anatomy:
 
 @torch.no_grad()
 def find_parts(model: PreTrainedModel) -> Anatomy:
-    """Looks at one forward pass over a few tokens.
+    """Find the parts of a model from one short forward pass.
 
     Raises:
-        ModelError: not the parts of a causal language model with one list of blocks; the message says what was found.
+        ModelError: no causal language model with one list of blocks; the message says what was found.
     """
     name = type(model).__name__
     path, blocks = _find_blocks(model)
@@ -160,9 +171,9 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
             handle.remove()
     if len(seen["blocks"]) != 1 or len(seen["unembedding"]) != 1 or len(seen["takers"]) > 1:
         raise ModelError(
-            f"Cannot cut {name}: in one pass its last block ran {len(seen['blocks'])} times, its unembedding "
-            f"{len(seen['unembedding'])} times, and {len(seen['takers'])} modules took the last block's output; "
-            "expected once, once, and at most one."
+            f"Cannot split {name} into blocks: in one pass its last block ran {len(seen['blocks'])} times, its "
+            f"unembedding {len(seen['unembedding'])} times, and {len(seen['takers'])} modules read the last block's "
+            "output; expected once, once, and at most one."
         )
     last = seen["blocks"][0]
     given, projected = seen["unembedding"][0]
@@ -184,7 +195,7 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside what `torch.compile`, PEFT or data parallelism wraps it in; adapters stay in it.
+    """The transformers model inside `torch.compile`, PEFT or data parallelism; adapters stay.
 
     Raises:
         ModelError: there is none.
@@ -197,16 +208,22 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
             inside = inside.get_base_model()
         else:
             inside = getattr(inside, "_orig_mod", getattr(inside, "module", None))
-    raise ModelError(f"A {type(model).__name__}: expected a causal language model of transformers.")
+    raise ModelError(f"{type(model).__name__}: expected a causal language model of transformers.")
 
 
 def check_mode(model: PreTrainedModel) -> None:
-    """Raises InvalidInputError for a model in training mode that draws dropout: what it says is chance's."""
+    """Refuse a model in training mode with dropout, whose outputs are random.
+
+    Raises:
+        InvalidInputError: it is one.
+    """
     config = model.config.get_text_config().to_dict()
     drops = [name for name in config if "drop" in name and "classifier" not in name]  # classifiers are no part of it
     rates = [config[name] for name in drops if isinstance(config[name], float)]
     if model.training and any(rate > 0 for rate in rates):
-        raise InvalidInputError("The model is in training mode and draws dropout: call model.eval() first.")
+        raise InvalidInputError(
+            "The model is in training mode with dropout, so its outputs are random: call model.eval() first."
+        )
 
 
 def _decoder_of(model: PreTrainedModel, path: str) -> str:
@@ -217,14 +234,16 @@ def _decoder_of(model: PreTrainedModel, path: str) -> str:
         if "input_ids" in inspect.signature(model.get_submodule(found).forward).parameters:
             return found
     raise ModelError(
-        f"Cannot cut {type(model).__name__}: no part of it around {path} takes `input_ids`; expected a model within "
-        "the causal language model, such as `model.model`."
+        f"Cannot split {type(model).__name__} into blocks: no module around {path} takes `input_ids`; expected a "
+        "decoder within the causal language model, such as `model.model`."
     )
 
 
 def _own_positions(model: PreTrainedModel, probe: Tensor) -> dict[str, Tensor]:
-    """Positions 0, 1, ... as an argument, where they are something else to a model than none: RoBERTa's begin behind
-    padding's. Else nothing."""
+    """Explicit positions, for a model with another default; else empty.
+
+    RoBERTa's, for one, begin after the padding token's.
+    """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
     positions = {"position_ids": torch.arange(probe.shape[1], device=model.device)[None]}
@@ -245,7 +264,7 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         found = {name: m for name, m in found.items() if id(m) in inside}
     if len(found) != 1:
         raise ModelError(
-            f"Cannot cut {type(model).__name__}: expected exactly one list of {n_blocks} blocks, found "
+            f"Cannot split {type(model).__name__} into blocks: expected exactly one list of {n_blocks} blocks, found "
             f"{list(found) or 'none'} among { ({name: len(m) for name, m in lists.items()}) }."
         )
     return next(iter(found.items()))

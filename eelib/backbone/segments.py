@@ -1,7 +1,7 @@
-"""A frozen language model cut into segments of blocks: embed, run a segment, unembed.
+"""Backbone: a frozen language model in segments of blocks.
 
-Nothing here knows an architecture by name: what surrounds the blocks is the model's own code, run with stand-ins in
-the blocks' places, and a model whose parts do not add up to its own logits is refused.
+No architecture is known by name: the code around the blocks is the model's own, run with stand-ins for the blocks, and
+a model whose parts do not reproduce its logits is refused.
 """
 
 import operator
@@ -27,10 +27,13 @@ from eelib.settings import Number
 
 @dataclass(frozen=True)
 class Span:
-    """What the model hands its blocks for the positions [start, start + length).
+    """Inputs of the blocks for the positions [start, start + length).
 
-    hidden: input of block 0, [batch, position, hidden]. calls: positional and keyword arguments of each block (masks,
-    rotary tables, positions, the cache).
+    Attributes:
+        start: first position.
+        length: number of positions.
+        hidden: input of block 0, [batch, position, hidden].
+        calls: positional and keyword arguments of each block (masks, rotary tables, positions, cache).
     """
 
     start: int
@@ -40,15 +43,20 @@ class Span:
 
 
 def _parts_of(model: PreTrainedModel) -> tuple:
-    """All that probing looked at: another one in a place shows. Not the model itself, which is not to be kept alive."""
+    """Everything that probing looked at, to notice replaced parts.
+
+    Without the model itself, which must not be kept alive.
+    """
     return (model.config, *(module for module in model.modules() if module is not model))
 
 
 def pad(
     sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None
 ) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
-    """Sequences [position] as one tensor, filled up with token 0 on the right, and the mask of the positions that
-    count (None: all real ones). A causal model's states do not depend on what is right of them.
+    """Sequences [position] as a batch, padded on the right with token 0.
+
+    Returns tokens and the mask of the positions that count (None: all real ones). States of a causal model do not
+    depend on what follows.
     """
     masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if loss_mask is None else list(loss_mask)
     tokens = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
@@ -56,14 +64,22 @@ def pad(
 
 
 class Backbone:
-    """A causal language model, its blocks callable one segment at a time. The model itself is never changed.
+    """A causal language model that runs any segment of its blocks.
 
-    Get one with `Backbone.of(model)`: probing costs a few forward passes, so it is done once per model, and again
-    where a part of it was replaced. Threads may share one: what runs the model's own code around the blocks waits
-    for its turn.
+    The model itself is never changed. Use `Backbone.of(model)`: probing takes a few forward passes, so it is done once
+    a model, and again when a part is replaced. Threads may share one; they take turns in the model's code around the
+    blocks.
 
     Raises:
-        ModelError: the model cannot be cut; the message says what was found.
+        ModelError: the model cannot be split into blocks; the message says what was found.
+
+    Example:
+        >>> backbone = Backbone.of(model)
+        >>> backbone.n_blocks, backbone.check_depths(2)
+        (6, (2, 4))
+        >>> states = backbone.states(input_ids, [2, 6])
+        >>> bool(torch.allclose(backbone.unembed(states[6]), model(input_ids).logits))
+        True
     """
 
     _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
@@ -77,8 +93,8 @@ class Backbone:
             raise
         except Exception as error:  # whatever a model's own code raises where its parts are run by themselves
             raise ModelError(
-                f"Cannot cut {type(model).__name__}: run with other blocks than its own, or position by position, it "
-                f"fails with {type(error).__name__}: {error}"
+                f"Cannot split {type(model).__name__} into blocks: run in parts or position by position, it fails with "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _probe(self, model: PreTrainedModel) -> None:
@@ -101,8 +117,11 @@ class Backbone:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Backbone":
-        """The model's backbone, probed at the first call and remembered as long as the model lives and has the same
-        parts. Of a wrapped model (`torch.compile`, PEFT, data parallel) it is the wrapped one's."""
+        """The backbone of a model, probed once and cached.
+
+        It is probed again when a part was replaced. For a wrapped model (`torch.compile`, PEFT, data parallel) it is
+        that of the model inside.
+        """
         model = unwrapped(model)
         with cls._probing:
             known = cls._known.get(model)
@@ -126,7 +145,7 @@ class Backbone:
 
     @property
     def n_tokens(self) -> int:
-        """How many token ids the model takes; the embedding may have more rows than the unembedding."""
+        """Number of token ids; the embedding may have more rows."""
         try:
             return self.model.get_input_embeddings().weight.shape[0]
         except (NotImplementedError, AttributeError):  # transformers' own, of a model whose embeddings it cannot find
@@ -134,28 +153,31 @@ class Backbone:
 
     @property
     def context_length(self) -> int | None:
-        """Most positions that the model was made for, or None where its config names no limit."""
+        """Maximum number of positions; None if the config names no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def position_arguments(self, start: int, length: int) -> dict[str, Tensor]:
-        """Positions from `start` on as `generate` hands them to the model, where it would count otherwise by itself."""
+        """Positions from `start` on, where the model's default differs from `generate`'s."""
         if not self._parts.numbered:
             return {}
         return {"position_ids": torch.arange(start, start + length, device=self.model.device)[None]}
 
     def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: KVCache | None = None) -> Span:
-        """Embeds tokens and records what each block would be called with at the positions from `start` on.
+        """Embed tokens, and record the arguments of every block.
 
-        The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are the
-        model's own. Where gradients are on they reach the embedding too.
+        The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are its own.
+        With gradients enabled they reach the embedding.
+
+        Args:
+            start: position of the first token.
 
         Raises:
-            UnsupportedError: several texts at once, so long that the model's positions depend on the longest of them.
+            UnsupportedError: a batch of texts so long that positions depend on the longest of them.
         """
         if input_ids.shape[0] > 1 and self.lengths is not None and start + input_ids.shape[1] > self.lengths.same_up_to:
             raise UnsupportedError(
                 f"Texts of {start + input_ids.shape[1]} tokens in one batch: beyond {self.lengths.same_up_to} this "
-                f"model's positions ({self.lengths.kind}) depend on the longest text beside it. Give one text at a "
+                f"model's positions ({self.lengths.kind}) depend on the longest text of the batch. Pass one text at a "
                 "time (batch_size=1), or shorter ones."
             )
         with self._turn:
@@ -180,9 +202,13 @@ class Backbone:
         span: Span,
         blocks: Sequence[nn.Module] | None = None,
     ) -> Tensor:
-        """Runs the blocks first, ..., last - 1 on the positions of `span`. Returns [batch, position, hidden].
+        """Run the blocks first, ..., last - 1 on a span.
 
-        blocks: others to run in place of the model's own.
+        Args:
+            blocks: run these in place of the model's own.
+
+        Returns:
+            [batch, position, hidden].
         """
         blocks = self.blocks if blocks is None else blocks
         for block, (args, kwargs) in zip(blocks[first:last], span.calls[first:last], strict=True):
@@ -192,23 +218,23 @@ class Backbone:
         return hidden
 
     def normalise(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... width"]:
-        """From a state after the blocks to what the unembedding reads: the final norm, and whatever the model adds."""
+        """The unembedding's input: final norm, and whatever the model adds."""
         if self._parts.norm_is_all:
             return self.final_norm(hidden)
         return self._run_around(state=hidden)
 
     def postprocess(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... classes"]:
-        """What the model does to the unembedding's output: scaling or soft-capping, if any. Works class by class."""
+        """Scaling or soft-capping of the unembedding's output, class by class, if any."""
         if self._parts.raw:
             return logits
         return self._run_around(logits=logits)
 
     def unembed(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
-        """The model's logits for states that have passed `n_blocks` blocks (or fewer: the logit lens)."""
+        """Logits for states after `n_blocks` blocks, or fewer (the logit lens)."""
         return self.postprocess(self.unembedding(self.normalise(hidden)))
 
     def _run_around(self, state: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
-        """The model's own code around blocks and unembedding, every row a sequence of one position."""
+        """Run the code around blocks and unembedding, each row a one-token sequence."""
         given = state if state is not None else logits
         rows = given.reshape(-1, 1, given.shape[-1])
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
@@ -227,9 +253,10 @@ class Backbone:
 
     @torch.no_grad()
     def states(self, input_ids: Int[Tensor, "batch position"], depths: Sequence[int]) -> dict[int, Tensor]:
-        """Hidden states after each of `depths` blocks (n_blocks included, if asked), [batch, position, hidden].
+        """Hidden states after each of `depths` blocks, [batch, position, hidden].
 
-        One pass without a cache. Rows padded on the right need no mask: a causal model's states never look ahead.
+        `n_blocks` may be among them. One pass without a cache. Rows padded on the right need no mask: a causal model
+        never looks ahead.
         """
         span = self.capture(input_ids)
         states, hidden, at = {}, span.hidden, 0
@@ -239,11 +266,12 @@ class Backbone:
         return states
 
     def check_depths(self, depths: int | Sequence[int]) -> tuple[int, ...]:
-        """The depths as a tuple, if they ascend strictly within 1 <= depth < n_blocks; a number means so many, evenly
-        spread (4: near 1/5, 2/5, 3/5, 4/5 of the blocks).
+        """Depths as a tuple; a number stands for that many, evenly spaced.
+
+        4 gives depths near 1/5, 2/5, 3/5 and 4/5 of the blocks.
 
         Raises:
-            InvalidInputError: they don't.
+            InvalidInputError: they do not ascend strictly within 1 <= depth < n_blocks.
         """
         if np.ndim(depths) == 0:
             n = Number(least=1, most=self.n_blocks - 1, whole=True)("depths", depths)
@@ -259,24 +287,33 @@ class Backbone:
         return depths
 
     def state(self) -> list:
-        """What shows that a weight was written to since, without reading them all."""
+        """Cheap evidence of changed weights, without reading them all."""
         return fingerprints.state(self.model)
 
     def recognise(self, fingerprint: str, sketch: Sequence[float]) -> None:
-        """Takes over the fingerprint of the same checkpoint in another type, if its sketch is like this model's. A
-        fingerprint is the same in float32 and bfloat16; in float16, values round twice."""
+        """Adopt the fingerprint of the same checkpoint in another type.
+
+        Only if its sketch is like this model's. A fingerprint is the same in float32 and bfloat16; float16 rounds
+        twice.
+        """
         if fingerprints.alike(sketch, fingerprints.sketch(self.model)):
             self._known_as[self.fingerprint()] = fingerprint
 
     def fingerprint(self) -> str:
-        """SHA-256 over unembedding, final norm and a sample of every tensor, the same for each dtype of one model."""
+        """SHA-256 of the checkpoint, the same for each of its dtypes.
+
+        Covers unembedding, final norm and a sample of every tensor.
+        """
         found = fingerprints.fingerprint(self.model, (self.unembedding, self.final_norm))
         return self._known_as.get(found, found)
 
     @torch.no_grad()
     def _unmasked_window(self) -> int | None:
-        """The smallest window whose keys the cache forgets while the masks go on showing them to positions that share
-        a call; None where there is none. Seen in the masks that three positions beyond it are handed."""
+        """Smallest sliding window that the cache respects but the masks do not.
+
+        Its keys leave the cache while the masks still show them to positions that share a call. None if there is none.
+        Found in the masks for three positions beyond the window.
+        """
         windows = KVCache(self.model.config, 0).windows
         for window in sorted({window for window in windows if window is not None}):
             ids = torch.zeros(1, 3, dtype=torch.long, device=self.model.device)
@@ -288,9 +325,10 @@ class Backbone:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Refuses a model whose parts, put together by us in two ways, do not give its own logits.
+        """Refuse a model whose parts, reassembled, do not give its own logits.
 
-        In one pass; and as decoding does, with a cache: half of the blocks position by position, the rest at once.
+        Checked in one pass, and as in decoding: with a cache, half of the blocks position by position, the rest at
+        once.
         """
         probe, logits = self._parts.probe, self._parts.logits
         n_blocks, half, eps = self.n_blocks, self.n_blocks // 2, torch.finfo(logits.dtype).eps
@@ -307,7 +345,7 @@ class Backbone:
             difference = (found - logits).abs().max().item() if found.shape == logits.shape else float("inf")
             if not difference <= tolerance * logits.abs().max().item():
                 raise ModelError(
-                    f"Cannot cut {type(self.model).__name__}: blocks, {type(self.final_norm).__name__} and "
-                    f"unembedding, {how}, give logits of shape {list(found.shape)} that differ by {difference:.3g} "
+                    f"Cannot split {type(self.model).__name__} into blocks: blocks, {type(self.final_norm).__name__} "
+                    f"and unembedding, {how}, give logits of shape {list(found.shape)} that differ by {difference:.3g} "
                     f"from its own of shape {list(logits.shape)} and size up to {logits.abs().max():.3g}."
                 )

@@ -1,4 +1,4 @@
-"""Teacher outputs: hidden states, log normaliser and argmax of the frozen model, computed once for all heads."""
+"""Teacher: outputs of the frozen model, computed once for all heads."""
 
 import hashlib
 import shutil
@@ -20,12 +20,13 @@ from eelib.workspace import atomic_write, expanded
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """The frozen model at the positions of some text that a loss mask lets through, one row each.
+    """Outputs of the frozen model at the positions of a loss mask.
 
-    states: hidden states by depth, after the blocks below each head.
-    final: what the unembedding reads, after the final norm.
-    log_normaliser: of the model's distribution [nats].
-    argmax: the model's most likely token.
+    Attributes:
+        states: hidden states by depth, after the blocks below each head.
+        final: input of the unembedding, after the final norm.
+        log_normaliser: of the model's distribution [nats].
+        argmax: the model's most likely token.
     """
 
     states: dict[int, Float[Tensor, "token hidden"]]
@@ -35,7 +36,10 @@ class TeacherOutputs:
 
     @classmethod
     def from_states(cls, backbone: Backbone, states: dict[int, Tensor], rows: int = 256) -> "TeacherOutputs":
-        """From states [token, hidden] at the heads' depths and after the last block; frees the latter."""
+        """Outputs from hidden states [token, hidden], the last block's included.
+
+        Frees the last block's states; a few rows at a time bound the memory for logits.
+        """
         finals, normalisers, tokens = [], [], []
         for hidden in states.pop(backbone.n_blocks).split(rows):  # the whole vocabulary for a few rows at once
             finals.append(backbone.normalise(hidden))
@@ -46,7 +50,7 @@ class TeacherOutputs:
 
     @classmethod
     def concatenate(cls, parts: Sequence["TeacherOutputs"]) -> "TeacherOutputs":
-        """The rows of several outputs as one, in their order."""
+        """Several outputs joined, in their order."""
         states = {depth: torch.cat([part.states[depth] for part in parts]) for depth in parts[0].states}
         rest = ([getattr(part, name) for part in parts] for name in ("final", "log_normaliser", "argmax"))
         return cls(states, *map(torch.cat, rest))
@@ -58,13 +62,19 @@ class TeacherOutputs:
 
 
 class Teacher:
-    """A frozen model as the teacher of heads at some depths.
+    """The frozen model as teacher of heads at some depths.
 
     Args:
         model: the frozen model.
         depths: where the heads read.
-        folder: where to cache outputs, one file a sequence, so that later epochs and other heads only read them; None
-            computes them each time.
+        folder: cache of outputs, one file per sequence, for later epochs and other heads; None recomputes them each
+            time.
+
+    Example:
+        >>> teacher = Teacher(model, depths=[2, 4])
+        >>> outputs = teacher.outputs(sequences)
+        >>> outputs.states[2].shape == (sum(map(len, sequences)), model.config.hidden_size)
+        True
     """
 
     def __init__(self, model: PreTrainedModel, depths: Sequence[int], folder: str | Path | None = None):
@@ -74,7 +84,10 @@ class Teacher:
         self.folder = None if folder is None else expanded(folder) / hashlib.sha256(key).hexdigest()[:12]
 
     def outputs(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None) -> TeacherOutputs:
-        """The outputs on the positions of the sequences [position] that the masks let through (None: all)."""
+        """Outputs at the positions that the loss masks let through (None: all).
+
+        Sequences and masks are [position].
+        """
         if self.folder is None:
             return self._compute(sequences, loss_mask)
         masks = [None] * len(sequences) if loss_mask is None else loss_mask
@@ -84,10 +97,10 @@ class Teacher:
         return TeacherOutputs(states, **joined)
 
     def cache(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None) -> None:
-        """Computes and caches the outputs on these sequences that are not cached yet; says first how large they are.
+        """Compute and cache missing outputs, after announcing their size.
 
         Raises:
-            TeacherError: there is no room for them.
+            TeacherError: no disk space for them.
         """
         masks = [None] * len(sequences) if loss_mask is None else loss_mask
         missing = [i for i, s in enumerate(sequences) if not self._file(s, masks[i]).is_file()]
@@ -97,10 +110,10 @@ class Teacher:
             self._cached(sequences[i], masks[i])
 
     def announce(self, tokens: int) -> None:
-        """Prints the most that the outputs on so many tokens take.
+        """Print the maximum disk space of the outputs on so many tokens.
 
         Raises:
-            TeacherError: there is no room for them.
+            TeacherError: there is less.
         """
         if self.folder is None or not tokens:
             return
@@ -112,11 +125,13 @@ class Teacher:
             f"{self.folder}"
         )
         if size > 0.9 * free:
-            raise TeacherError(f"{what}, where {free / 1e9:.2f} GB are free. Make room, or do not cache the teacher.")
+            raise TeacherError(
+                f"{what}, where {free / 1e9:.2f} GB are free. Free disk space, or do not cache the teacher."
+            )
         print(f"{what}; {free / 1e9:.0f} GB are free.")
 
     def clear_cache(self) -> None:
-        """Deletes what is cached."""
+        """Delete the cached outputs."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -138,7 +153,7 @@ class Teacher:
         return load_file(file)
 
     def store(self, sequence: Tensor, mask: Tensor | None, outputs: TeacherOutputs) -> None:
-        """Caches the outputs on one sequence, their states in bfloat16."""
+        """Cache the outputs on one sequence, states in bfloat16."""
         tensors = {str(depth): state.bfloat16() for depth, state in outputs.states.items()}
         tensors |= {"final": outputs.final, "log_normaliser": outputs.log_normaliser, "argmax": outputs.argmax}
         with atomic_write(self._file(sequence, mask)) as path:

@@ -1,5 +1,4 @@
-"""Token ids as people have them (a tokenizer's encoding, lists, numpy, one dimension or two), made what the engine
-takes."""
+"""Token ids from any container: tokenizer output, lists, numpy arrays, tensors."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,14 +12,15 @@ from eelib.errors import InvalidInputError
 
 
 def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None) -> Int[Tensor, "batch position"]:
-    """Ids as a LongTensor [batch, position]; a single row may come without the first dimension.
+    """Token ids as a LongTensor [batch, position]; one row may come flat.
 
     Args:
-        given: a tensor, an array, (nested) lists, or what a tokenizer returns, whose `input_ids` are taken.
-        vocab_size: ids from there on are refused.
+        given: tensor, array, (nested) lists, or a tokenizer's output, whose `input_ids` are used.
+        name: of the argument, for error messages.
+        vocab_size: ids from here on are refused.
 
     Raises:
-        InvalidInputError: something else, rows of different lengths, or ids that the model does not have.
+        InvalidInputError: something else, rows of different lengths, or ids out of range.
     """
     if isinstance(given, Mapping):
         given = given.get("input_ids")
@@ -32,8 +32,8 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
         ids = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"{name} of type {type(given).__name__}: expected token ids, [batch, position] or [position], all rows of "
-            f"one length ({error})."
+            f"{name} of type {type(given).__name__}: expected token ids, [batch, position] or [position], with rows of "
+            f"equal length ({error})."
         ) from error
     if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
         if ids.numel():
@@ -45,24 +45,25 @@ def token_ids(given: Any, name: str = "input_ids", vocab_size: int | None = None
     ids = ids.long() if ids.ndim == 2 else ids.long()[None]
     if vocab_size is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise InvalidInputError(
-            f"{name} from {int(ids.min())} to {int(ids.max())}: expected tokens from 0 to {vocab_size - 1}, which are "
-            "those of this model. Is the tokenizer another one's?"
+            f"{name} from {int(ids.min())} to {int(ids.max())}: expected tokens from 0 to {vocab_size - 1}, the "
+            "model's. Is the tokenizer another model's?"
         )
     return ids
 
 
 def attention_mask(given: Any) -> Tensor | None:
-    """The mask [batch, position] beside a tokenizer's ids; None where there is none."""
+    """The mask [batch, position] in a tokenizer's output, if any."""
     mask = given.get("attention_mask") if isinstance(given, Mapping) else getattr(given, "attention_mask", None)
     return None if mask is None else token_ids(mask, "attention_mask")
 
 
 def sequences_of(given: Any, vocab_size: int | None = None) -> list[Int[Tensor, " position"]]:
-    """Texts as a list of rows [position]: from a list of them, each of any kind, a batch [text, position], or what a
-    tokenizer returns of several texts, of which masked tokens are left out.
+    """Texts as a list of rows [position], without masked tokens.
+
+    From a list of them, each of any kind, a batch [text, position], or a tokenizer's output for several texts.
 
     Raises:
-        InvalidInputError: what `token_ids` refuses, or a text without a token.
+        InvalidInputError: as for `token_ids`, or a text without a token.
     """
     rows = _rows(given, vocab_size)
     empty = [number for number, row in enumerate(rows) if not len(row)]
@@ -74,10 +75,12 @@ def sequences_of(given: Any, vocab_size: int | None = None) -> list[Int[Tensor, 
 def masked_sequences(
     sequences: Any, loss_mask: Any = None, vocab_size: int | None = None
 ) -> tuple[list[Int[Tensor, " position"]], list[Tensor] | None]:
-    """Texts as `sequences_of` makes them, and for each its mask [position] of those that count, or None for all.
+    """Texts and their loss masks as lists of rows [position].
+
+    The masks are None if all positions count.
 
     Raises:
-        InvalidInputError: what `sequences_of` refuses, or masks that are not one a text, as long as it.
+        InvalidInputError: as for `sequences_of`, or masks that do not match the texts in number or length.
     """
     rows = sequences_of(sequences, vocab_size)
     if loss_mask is None:

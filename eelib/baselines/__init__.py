@@ -1,9 +1,9 @@
-"""Methods of the literature, one a file, each a decoder: a call that takes a prompt [1, position].
+"""Baselines: methods of the literature, one per file, each a decoder.
 
-transformers' own ways of decoding are decoders as they are (`transformers_generate`). The others share this project's
-engine, so that what differs is the method and not the code around it: as policies (`draft_verify`, `del_`, `calm`,
-`skip_decode`), or as sessions that go from token to token in their own way (`ee_llm`, `calm`, `del_`, `sled`).
-LayerSkip's decoding is `eelib.FixedExit`; its training is in `layerskip`, and what that changes in `layerskip_quality`.
+A decoder is a call that takes a prompt [1, position]. transformers' own ways of decoding are decoders as they are
+(`transformers_generate`). The others share this engine, so that only the method differs: as policies (`draft_verify`,
+`del_`, `calm`, `skip_decode`), or as sessions (`ee_llm`, `calm`, `del_`, `sled`). LayerSkip's decoding is
+`eelib.FixedExit`; its training is in `layerskip`, with its effects in `layerskip_quality`.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""CALM (arXiv 2207.07061): three confidences, one falling threshold for all exits, states copied upward.
+"""CALM (arXiv 2207.07061): three confidences, one decaying threshold, states copied upward.
 
-Its threshold is set by Learn-then-Test: from strict to loose, each candidate tested on calibration sequences until one
-fails. Its decoding fills the keys and values that an exit leaves out from the state at the exit, which is cheap and not
-what the model would have written: `CALMSession` shows what that costs in agreement.
+Its threshold is set by Learn-then-Test: candidates from strict to loose are tested on calibration sequences until one
+fails. Keys and values above an exit are computed from the state at the exit, which is cheap but differs from the
+model's: `CALMSession` shows the cost in agreement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,26 @@ from eelib.heads.exit_heads import ExitHeads
 from eelib.settings import COUNT, Number, settle
 
 CONFIDENCES = ("softmax", "saturation", "classifier")
-"""softmax: p(1) - p(2). saturation: the cosine of the state with that at the exit before (the first exit has none).
-classifier: a linear one on the state, trained to say whether the head agrees with the model."""
+"""CALM's confidence measures.
+
+- `softmax`: p(1) - p(2).
+- `saturation`: cosine of the state with that at the exit before (the first exit has none).
+- `classifier`: linear, on the state, trained to predict the head's agreement with the model.
+"""
 
 
 @dataclass(frozen=True)
 class CALM(Policy):
-    """Exits where the confidence reaches the threshold of the position, clip(0.9 λ + 0.1 exp(-τ t / N)).
+    """Exit where the confidence reaches a decaying threshold.
 
-    confidence: one of CONFIDENCES. threshold: λ. decay: τ. length: N, the most new tokens. classifiers: by depth.
+    For new token t it is clip(0.9 λ + 0.1 exp(-τ t / N)).
+
+    Attributes:
+        confidence: one of CONFIDENCES.
+        threshold: λ.
+        decay: τ.
+        length: N, the maximum number of new tokens.
+        classifiers: by depth, from `train_classifiers`.
     """
 
     confidence: str
@@ -59,7 +70,7 @@ class CALM(Policy):
             raise InvalidInputError("confidence='classifier' needs classifiers=..., from `train_classifiers`.")
 
     def threshold_at(self, index: int) -> float:
-        """The threshold for the new token with this index."""
+        """Threshold for the new token with this index."""
         if np.isinf(self.threshold):
             return self.threshold
         return float(np.clip(0.9 * self.threshold + 0.1 * np.exp(-self.decay * index / self.length), 0, 1))
@@ -80,10 +91,10 @@ class CALM(Policy):
 
 
 class CALMSession(Session):
-    """Early exit without verification that copies the state of an exit to all blocks above, as CALM does.
+    """CALM's early exit: no verification, states copied to all blocks above.
 
-    Each block above runs whole to make its keys and values, where CALM would compute these alone: the seconds are an
-    upper bound, `block_positions` count only blocks that a token's own state went through.
+    Each block above runs in full to make its keys and values, where CALM would compute only these: seconds are an upper
+    bound, and `block_positions` count only blocks below a token's exit.
     """
 
     def emit(self, token, draft=None, drafted=False):
@@ -96,7 +107,7 @@ class CALMSession(Session):
 def train_classifiers(
     model: PreTrainedModel, heads: ExitHeads, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None
 ) -> dict[int, Pipeline]:
-    """A logistic regression a depth, from the state there to whether the head's token is the model's."""
+    """Logistic regression per depth, from the state to the head's agreement."""
     teacher, found, agrees = Teacher(model, heads.depths), {d: [] for d in heads.depths}, {d: [] for d in heads.depths}
     for start in range(0, len(sequences), 8):
         masks = None if loss_mask is None else loss_mask[start : start + 8]
@@ -109,7 +120,7 @@ def train_classifiers(
     for depth in heads.depths:
         right = np.concatenate(agrees[depth])
         if right.all() or not right.any():
-            raise CorpusError(f"The head at depth {depth} is always right or always wrong on this text: take more.")
+            raise CorpusError(f"The head at depth {depth} is always right or always wrong on this text: use more text.")
         fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
         classifiers[depth] = fit.fit(np.concatenate(found[depth]), right)
     return classifiers
@@ -123,7 +134,10 @@ def confidence_traces(
     loss_mask: Sequence[Tensor] | None = None,
     classifiers: Mapping[int, Pipeline] | None = None,
 ) -> pd.DataFrame:
-    """Traces with columns `softmax`, `saturation` and, given classifiers, `classifier` (-inf where a head declines)."""
+    """Traces with columns `softmax`, `saturation` and, with classifiers, `classifier`.
+
+    -inf where a head declines.
+    """
     traces = record_traces(model, heads, sequences, loss_mask=loss_mask)
     scores = {name: [] for name in CONFIDENCES if name != "classifier" or classifiers}
     for start in range(0, len(sequences), 8):
@@ -145,21 +159,25 @@ def confidence_traces(
 
 
 def learn_then_test(traces: pd.DataFrame, column: str, epsilon: float, delta: float, points: int = 100) -> float:
-    """CALM's λ: the loosest threshold, one for all exits, such that the share of tokens that exit and disagree is at
-    most 1 - ε in new sequences, but for a chance of at most δ (Learn-then-Test with Hoeffding and Bentkus' p-value,
-    candidates from 1 down, tested in that order until one fails). Infinite where the first one fails.
+    """CALM's λ: loosest threshold whose share of wrong exits is bounded.
 
-    The threshold is tested without its decay, which makes the first tokens stricter and is not part of the promise.
+    One threshold for all exits, such that at most 1 - ε of the tokens of new sequences exit and disagree, except with
+    probability δ (Learn-then-Test with the Hoeffding-Bentkus p-value, candidates from 1 down until one fails); infinite
+    if the first fails. It is tested without decay, which makes the first tokens stricter and is not part of the
+    promise.
     """
     tokens = HeadScores.of(traces, column)
     path = np.repeat(np.linspace(1, 0, points)[:, None], len(tokens.depths), axis=1)
-    given = {"p_value": "hoeffding_bentkus", "path": path}
-    (threshold, *_), _, _ = control_risk(tokens, "output_agreement", epsilon, delta, **given)
+    options = {"p_value": "hoeffding_bentkus", "path": path}
+    (threshold, *_), _, _ = control_risk(tokens, "output_agreement", epsilon, delta, **options)
     return float("inf") if threshold is None else threshold
 
 
 def thresholds(traces: pd.DataFrame, epsilons: Sequence[float], delta: float) -> pd.DataFrame:
-    """`learn_then_test` for each confidence in the traces and each ε: confidence, epsilon, threshold."""
+    """`learn_then_test` for each confidence in the traces and each ε.
+
+    Columns: confidence, epsilon, threshold.
+    """
     return pd.DataFrame(
         {"confidence": name, "epsilon": epsilon, "threshold": learn_then_test(traces, name, epsilon, delta)}
         for name in CONFIDENCES

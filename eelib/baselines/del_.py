@@ -1,4 +1,4 @@
-"""DEL (arXiv 2504.05598): before each round the exit and number of drafts with the most expected tokens per cost."""
+"""DEL (arXiv 2504.05598): exit and draft length with the best expected throughput."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,18 @@ from eelib.settings import COUNT, Number, settle
 
 @dataclass(frozen=True)
 class DEL(Policy):
-    """Drafts d tokens at the depth where TPL = (1 - α^(d+1)) / (1 - α) over the cost of a round is largest.
+    """Choose depth and draft length by expected tokens per cost.
 
-    α, the chance that the exit's token is the model's, is known for every exit from shadow tokens: what each would have
-    said at the positions just verified (`DELSession` asks them). Counts are forgotten by `memory` a round. DEL charges
-    blocks only; here the heads and the unembedding are charged, too. Its second rule, which ends a draft where
-    confidence falls below a threshold, is left out.
+    It maximises TPL = (1 - α^(d+1)) / (1 - α) over the cost of a round of d drafts. α, the probability that an exit's
+    token is the model's, is estimated for every exit from shadow tokens: its predictions at the positions just verified
+    (`DELSession` computes them), with counts decayed each round. DEL charges blocks only; here heads and unembedding
+    count, too. Its second rule, which ends a draft below a confidence threshold, is omitted.
+
+    Attributes:
+        reads: cost of each component.
+        n_blocks: of the model.
+        max_draft: maximum drafts per round.
+        memory: decay of the counts per round.
     """
 
     reads: WeightReads
@@ -54,16 +60,16 @@ class DEL(Policy):
         return True, float("nan")
 
     def shadow(self, state: Any, depth: int, right: int, seen: int) -> None:
-        """Told of an exit's shadow tokens: how many of those at verified positions were the model's own."""
+        """Record how many of an exit's shadow tokens were the model's."""
         state["right"][depth] = self.memory * state["right"][depth] + right
         state["seen"][depth] = self.memory * state["seen"][depth] + seen
 
 
 class _Recording(Frontier):
-    """Keeps the states that leave each segment, by segment: those of the positions since the last verification."""
+    """Frontier that keeps the states of each segment since the last verification."""
 
-    def __init__(self, *given):
-        super().__init__(*given)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.left: list[list[torch.Tensor]] = [[] for _ in range(self.n_segments)]
 
     def advance(self, segment):
@@ -73,7 +79,7 @@ class _Recording(Frontier):
 
 
 class DELSession(Session):
-    """Verified decoding that asks every exit for its shadow tokens after each verification, and charges for it."""
+    """Verified decoding with shadow tokens of every exit, at their cost."""
 
     def make_frontier(self, capacity):
         return _Recording(self.backbone, self.exit_depths, capacity, self.exact)

@@ -1,5 +1,7 @@
-"""Draft & Verify's adaptive threshold (arXiv 2309.08168): drafting stops where confidence falls below a threshold that
-is moved after every round so that a given share of drafts is accepted."""
+"""Draft & Verify (arXiv 2309.08168): drafting stops at an adaptive confidence threshold.
+
+The threshold moves after every round towards a target acceptance rate.
+"""
 
 from dataclasses import dataclass
 
@@ -10,11 +12,18 @@ from eelib.settings import SHARE, settle
 
 @dataclass(frozen=True)
 class DraftVerify(FixedExit):
-    """Drafts at one depth while max_prob is at least γ, up to `draft_length` tokens a round.
+    """Draft at one depth while max_prob is at least γ.
 
     After a round with acceptance a: A <- memory · A + (1 - memory) · a; γ goes up by `step` where A < target, else
-    down; and γ <- smoothing · γ + (1 - smoothing) · (the moved one). Draft & Verify itself drafts by leaving out blocks
-    in the middle that it searches for; here an exit drafts, and the rule is what is compared.
+    down; and γ <- smoothing · γ + (1 - smoothing) · (the moved one). Draft & Verify itself drafts by skipping middle
+    blocks found by a search; here an exit drafts, and only the rule is compared.
+
+    Attributes:
+        target: acceptance rate.
+        start_at: initial γ.
+        step: change of γ a round.
+        memory: of the acceptance rate.
+        smoothing: of γ.
     """
 
     target: float = 0.9

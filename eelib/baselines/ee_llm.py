@@ -1,15 +1,14 @@
-"""EE-LLM (arXiv 2312.04916): exits whose missing keys and values are recomputed by feeding the tokens again."""
+"""EE-LLM (arXiv 2312.04916): missing keys and values recomputed from waiting tokens."""
 
 from eelib.decoding.session import Session
 
 
 class EELLMSession(Session):
-    """Early exit without verification (`verify=False, session=EELLMSession`): every pass takes along, from the first
-    block on, all tokens since the last full one.
+    """Early exit in which every pass recomputes all tokens that wait.
 
-    In exact arithmetic the text is that of this engine, which takes waiting positions up from where they left; what
-    differs is the work: the lower blocks run again for every token that waits. EE-LLM exits by `max_prob`, and runs
-    the full model once `max_waiting` tokens wait.
+    For `generate(..., verify=False, session=EELLMSession)`. In exact arithmetic the text is that of this engine, which
+    resumes waiting positions where they left; only the work differs: the lower blocks run again for every waiting
+    token. EE-LLM exits by `max_prob`, and runs the full model once `max_waiting` tokens wait.
     """
 
     max_waiting = 32

@@ -1,7 +1,7 @@
-"""LayerSkip's training recipe (arXiv 2404.16710, section 4.1): layer dropout, and a loss at the exits.
+"""LayerSkip's training recipe (arXiv 2404.16710, section 4.1): layer dropout, exit losses.
 
 The paper counts layers l from 0 to L - 1; the exit behind layer l is at depth l + 1 here, and depth L is the model's
-end. Every exit reads out through the model's own final norm and unembedding, so nothing is added to the model.
+end. Every exit uses the model's own final norm and unembedding, so nothing is added to the model.
 """
 
 import copy
@@ -30,20 +30,21 @@ CURRICULA = ("rotational", "gradual")
 
 @dataclass(frozen=True)
 class LayerSkipConfig:
-    """How a model is fine-tuned. With p_max=0 and e_scale=0 it is plain fine-tuning.
+    """Settings of fine-tuning; plain with p_max=0 and e_scale=0.
 
-    steps: of the optimizer; text that runs out is read again, in another order.
-    batch_size: sequences a step.
-    learning_rate: peak of AdamW's, reached by a linear warm-up and brought down to zero by a cosine.
-    warmup: share of the steps that warm up.
-    max_grad_norm: gradients are clipped to this norm.
-    p_max: chance of the last block to be left out, sequence by sequence; blocks before it have less.
-    from_scratch: whether that chance grows over the steps, as the paper does for a model without pretraining.
-    e_scale: weight of the exits' losses, from 0 (only the model's end counts) to 1.
-    curriculum: which exits have a loss at a step. `rotational`: every `rotation`-th, moved on by one block a step;
-        `gradual`: from the last one down, one more every steps / 2L steps. The model's end always has one.
-    rotation: the paper's R, in blocks.
-    seed: of the order of the sequences and of the dropout.
+    Attributes:
+        steps: of the optimizer; text is reused in another order when exhausted.
+        batch_size: sequences per step.
+        learning_rate: peak rate of AdamW, after a linear warm-up and before a cosine decay to zero.
+        warmup: share of steps for the warm-up.
+        max_grad_norm: clipping norm of gradients.
+        p_max: dropout probability of the last block, per sequence; earlier blocks have less.
+        from_scratch: whether that probability grows over the steps, as in the paper without pretraining.
+        e_scale: weight of the exits' losses, from 0 (only the model's end counts) to 1.
+        curriculum: which exits have a loss at a step. `rotational`: every `rotation`-th, shifted by one block per step;
+            `gradual`: from the last one down, one more every steps / 2L steps. The model's end always has one.
+        rotation: the paper's R, in blocks.
+        seed: of the order of the sequences and of the dropout.
     """
 
     steps: int = 100
@@ -66,10 +67,10 @@ class LayerSkipConfig:
 
 
 def dropout_rates(config: LayerSkipConfig, n_blocks: int, step: int) -> Float[np.ndarray, " block"]:
-    """Each block's chance of being left out at `step` (from 0): S(t) D(l) p_max, equations 2 to 4.
+    """Dropout probability of each block at `step` (equations 2 to 4).
 
-    D(l) = exp(l ln2 / (L - 1)) - 1 is 0 for the first block and 1 for the last. S(t) is 1, or, from scratch, grows over
-    the steps in the same way.
+    S(t) D(l) p_max, with D(l) = exp(l ln2 / (L - 1)) - 1, from 0 for the first block to 1 for the last. S(t) is 1, or,
+    from scratch, grows over the steps in the same way.
     """
     over_blocks = 2 ** (np.arange(n_blocks) / max(n_blocks - 1, 1)) - 1
     over_steps = 2 ** (step / max(config.steps - 1, 1)) - 1 if config.from_scratch else 1.0
@@ -77,9 +78,10 @@ def dropout_rates(config: LayerSkipConfig, n_blocks: int, step: int) -> Float[np
 
 
 def loss_scales(n_blocks: int, e_scale: float) -> Float[np.ndarray, " block"]:
-    """e(l): how much the loss behind each block counts beside the others' (the equation after 6; not normalised).
+    """Relative weight e(l) of the loss behind each block, not normalised.
 
-    e_scale (0 + 1 + ... + l), and for the last block L - 1 + e_scale (0 + ... + L - 2). The first block's is 0.
+    The equation after 6: e_scale (0 + 1 + ... + l), and for the last block L - 1 + e_scale (0 + ... + L - 2). The first
+    block's is 0.
     """
     scales = e_scale * np.cumsum(np.arange(n_blocks, dtype=float))
     scales[-1] = n_blocks - 1 + e_scale * sum(range(n_blocks - 1))
@@ -87,10 +89,10 @@ def loss_scales(n_blocks: int, e_scale: float) -> Float[np.ndarray, " block"]:
 
 
 def active_exits(config: LayerSkipConfig, n_blocks: int, step: int) -> Bool[np.ndarray, " block"]:
-    """C(t, l): behind which blocks there is a loss at `step` (from 0).
+    """C(t, l): blocks with a loss at `step` (from 0).
 
-    The last block's always has one. The paper does not say so of the rotational curriculum; its authors' recipe in
-    torchtune does it by default, and without it steps would go by in which nothing holds the model's end in place.
+    The last block always has one. The paper does not say so of the rotational curriculum; its authors' recipe in
+    torchtune does it by default, and without it some steps would leave the model's end unconstrained.
     """
     blocks = np.arange(n_blocks)
     if config.curriculum == "rotational":
@@ -102,7 +104,10 @@ def active_exits(config: LayerSkipConfig, n_blocks: int, step: int) -> Bool[np.n
 
 
 def loss_weights(config: LayerSkipConfig, n_blocks: int, step: int) -> Float[np.ndarray, " block"]:
-    """The share of each exit's loss in the loss of `step`, equation 6: C(t, l) e(l), normalised to a sum of 1."""
+    """Weights of the exits' losses at `step`, summing to 1 (equation 6).
+
+    C(t, l) e(l), normalised.
+    """
     scales = active_exits(config, n_blocks, step) * loss_scales(n_blocks, config.e_scale)
     return scales / scales.sum()
 
@@ -115,24 +120,25 @@ def finetune(
     loss_mask: Sequence[Tensor] | None = None,
     log: str | Path | None = None,
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
-    """Fine-tunes a copy of the model, all of its weights, on the next tokens of text; `model` stays as it is.
+    """Fine-tune a copy of the model, all weights, on next tokens.
 
-    The copy is trained in float32 (float64 stays), with the model's own dropout off, and comes back frozen, in the
-    model's type. A run takes minutes and is not resumed: one that fails returns nothing and writes nothing but its log.
+    The copy is trained in float32 (float64 stays), without the model's own dropout, and returned frozen in the model's
+    dtype. A run takes minutes and is not resumed; a failed one leaves only its log.
 
     Args:
-        sequences: 1-D LongTensors, one a document.
-        loss_mask: for each a mask [position] of the positions to learn from (`Corpus.loss_mask`); None for all. A
-            position stands for what is said next, so the last one of a sequence never counts.
-        log: file that gets the rows of the report as they come, one JSON object a line.
+        sequences: 1-D LongTensors, one per document.
+        loss_mask: for each a mask of the positions to train on (`Corpus.loss_mask`); None for all. A position stands
+            for the next token, so the last one of a sequence never counts.
+        log: file for the rows of the report as they come, one JSON object a line.
 
     Returns:
-        The tuned copy, and one row per step and exit that had a loss then: step (from 1), tokens (so far), depth, loss
-        [nats, mean over the tokens of the step, before the update], weight, learning_rate, tokens_per_second.
+        The tuned copy, and one row per step and exit with a loss: step (from 1), tokens (so far), depth, loss [nats,
+        mean over the tokens of the step, before the update], weight, learning_rate, tokens_per_second.
 
     Raises:
-        CorpusError: no sequences, or none with a position to learn from. ModelError: the model cannot be cut.
-        TrainingError: the loss or its gradient is not a number.
+        CorpusError: no sequences, or none with a position to train on.
+        ModelError: the model cannot be split into blocks.
+        TrainingError: the loss or its gradient is not finite.
     """
     masks = positions_with_a_next(sequences, loss_mask)
     usable = [i for i, mask in enumerate(masks) if mask.any()]
@@ -156,8 +162,8 @@ def finetune(
             norm = torch.nn.utils.clip_grad_norm_(tuned.parameters(), config.max_grad_norm)
             if not torch.isfinite(total) or not torch.isfinite(norm):
                 raise TrainingError(
-                    f"The loss is {total.item()} at step {step + 1}, its gradient {norm.item()}. The model given is as "
-                    f"it was; lower learning_rate ({config.learning_rate}) or check the text."
+                    f"The loss is {total.item()} at step {step + 1}, its gradient {norm.item()}. The original model is "
+                    f"unchanged; lower learning_rate ({config.learning_rate}) or check the text."
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -182,11 +188,14 @@ def exit_losses(
     weights: Float[np.ndarray, " block"],
     kept: Bool[Tensor, "block batch"],
 ) -> dict[int, Float[Tensor, ""]]:
-    """Cross-entropy with the next token by depth [nats, mean over the positions that count], where a weight is not 0.
+    """Next-token cross-entropy by depth, where the weight is not 0.
 
-    loss_mask: never a sequence's last position, which has no next token.
-    kept: which blocks each sequence passes. One that is left out hands the state on as it came (equation 1). It is
-    computed all the same: what a block is called with differs between architectures, and cannot be cut into rows.
+    In nats, mean over the positions that count.
+
+    Args:
+        loss_mask: never with a sequence's last position, which has no next token.
+        kept: which blocks each sequence passes. A dropped one passes the state on (equation 1). It is computed all the
+            same: a block's arguments differ between architectures, and cannot be split into rows.
     """
     span, losses, real = backbone.capture(tokens), {}, loss_mask[:, :-1]
     hidden, target = span.hidden, tokens[:, 1:][real]
@@ -207,15 +216,15 @@ def read_exits(
     depths: Sequence[int] | None = None,
     batch_size: int = 4,
 ) -> pd.DataFrame:
-    """What the model's own norm and unembedding say at each depth of a text, beside what its last block says.
-
-    Returns:
-        One row per sequence and depth: sequence, depth, tokens (positions that count and have a next), agreed (those
-        where the most likely token is that of the last block), nats (-log probability of what the text says next,
-        summed). exp(Σ nats / Σ tokens) is the perplexity.
+    """Agreement and log-likelihood of the logit lens at each depth of texts.
 
     Args:
         depths: None for all, the model's end (the number of blocks) included.
+
+    Returns:
+        One row per sequence and depth: sequence, depth, tokens (positions that count and have a next), agreed (with the
+        argmax of the last block), nats (summed -log probability of the next tokens). exp(Σ nats / Σ tokens) is the
+        perplexity.
     """
     backbone, masks, rows = Backbone.of(model), positions_with_a_next(sequences, loss_mask), []
     depths = range(1, backbone.n_blocks + 1) if depths is None else depths
@@ -232,18 +241,18 @@ def read_exits(
             table = pd.DataFrame({"sequence": row, "depth": depth, "tokens": 1, "agreed": agreed, "nats": nats})
             rows.append(table.groupby(["sequence", "depth"], as_index=False).sum())
     if not rows:
-        raise CorpusError("No sequences to read the exits on.")
+        raise CorpusError("No sequences to read the exits on: expected at least one.")
     return pd.concat(rows, ignore_index=True).sort_values(["sequence", "depth"], ignore_index=True)
 
 
 def positions_with_a_next(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None) -> list[Tensor]:
-    """For each sequence the mask of the positions that count (None: all) and have a next token."""
+    """Masks of the positions that count and have a next token."""
     masks = [torch.ones(len(s), dtype=torch.bool) for s in sequences] if loss_mask is None else loss_mask
     return [mask & (torch.arange(len(mask)) < len(mask) - 1) for mask in masks]
 
 
 def _batches(n: int, config: LayerSkipConfig, generator: torch.Generator) -> list[list[int]]:
-    """The numbers of the sequences of each step: all of them in turn, every time in another order."""
+    """Sequence numbers of each step: all in turn, each time reordered."""
     needed = config.steps * config.batch_size
     orders = [torch.randperm(n, generator=generator) for _ in range(math.ceil(needed / n))]
     return torch.cat(orders)[:needed].view(config.steps, config.batch_size).tolist()

@@ -1,6 +1,6 @@
-"""What LayerSkip's training recipe changes: the exits, the full model, its answers, and what can be drafted.
+"""Effects of LayerSkip's training: exits, full model, answers, and drafting.
 
-Beside `eelib.baselines.layerskip`, which trains. Copies of one model are compared with it on the same text.
+Copies trained by `eelib.baselines.layerskip` are compared with the original on the same text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ from eelib.statistics import format_interval, ratio_interval
 
 
 def loss_by_band(report: pd.DataFrame, n_blocks: int) -> pd.DataFrame:
-    """Mean loss of the exits in the first and the last fifth of the steps, in bands of depth.
+    """Mean exit loss early and late in training, by depth.
 
     Args:
         report: from `finetune`.
 
     Returns:
-        Index: up_to_depth, where a band of a sixth of the blocks ends; the model's end is a band of its own. Columns:
-        first fifth, last fifth [nats].
+        Index: up_to_depth, the end of a band of a sixth of the blocks; the model's end is a band of its own. Columns:
+            first fifth, last fifth [nats].
     """
     fifth = np.ceil(5 * report.step / report.step.max()).map({1: "first fifth", 5: "last fifth"})
     width = max(1, n_blocks // 6)
@@ -43,14 +43,17 @@ def loss_by_band(report: pd.DataFrame, n_blocks: int) -> pd.DataFrame:
 def read_heads(
     model: PreTrainedModel, heads: ExitHeads, sequences: Sequence[Tensor], *, loss_mask: Sequence[Tensor] | None = None
 ) -> pd.DataFrame:
-    """What `read_exits` says, of trained heads on a frozen model; nats are NaN, since heads may draft a part only."""
+    """As `read_exits`, for trained heads on a frozen model.
+
+    nats are NaN, since heads may draft only a part of the vocabulary.
+    """
     traces = record_traces(model, heads, sequences, loss_mask=positions_with_a_next(sequences, loss_mask))
     table = traces.groupby(["sequence", "depth"]).agg(tokens=("agrees", "size"), agreed=("agrees", "sum"))
     return table.reset_index().assign(nats=np.nan)
 
 
 def exit_quality(reads: Mapping[str, pd.DataFrame], *, seed: int = 0) -> pd.DataFrame:
-    """Agreement and perplexity of exits over depth.
+    """Agreement and perplexity of exits by depth.
 
     Args:
         reads: by whose exits they are, from `read_exits` or `read_heads`.
@@ -78,10 +81,10 @@ def compare_perplexity(
     reference: str = "original",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Perplexity of full models on kinds of text, each over the reference's.
+    """Perplexity of full models on kinds of text, relative to the reference.
 
     Args:
-        models: by name; the reference is among them.
+        models: by name, with the reference among them.
         texts: by kind, sequences [position] and their loss masks (None: every position counts).
         seed: of the bootstrap over sequences.
 
@@ -90,7 +93,7 @@ def compare_perplexity(
         interval.
 
     Raises:
-        InvalidInputError: no model of the reference's name.
+        InvalidInputError: the reference is not among the models.
     """
     if reference not in models:
         raise InvalidInputError(f"No model {reference!r}, to compare with, among {list(models)}.")
@@ -116,13 +119,13 @@ def compare_accuracy(
     reference: str = "original",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy of full models on the packaged multiple-choice cases, each beside the reference's.
+    """Accuracy of full models on packaged multiple-choice cases, beside the reference.
 
     Needs the extra `bench`.
 
     Args:
-        models: by name; the reference is among them.
-        limit: cases of each task, at most.
+        models: by name, with the reference among them.
+        limit: maximum cases of each task.
         seed: of the bootstrap over cases.
 
     Returns:
@@ -141,14 +144,14 @@ def compare_accuracy(
 
 @torch.no_grad()
 def compare_answers(model: PreTrainedModel, tuned: PreTrainedModel, own: OwnTexts, theirs: OwnTexts) -> pd.DataFrame:
-    """How greedy answers of a tuned copy differ from the model's.
+    """Differences between greedy answers of the model and a tuned copy.
 
     Args:
         own, theirs: the model's answers and the copy's, to the same prompts.
 
     Returns:
-        One row a prompt: different (tokens that the copy would choose otherwise after the model's own words), and of
-        the two answers the columns of `verify_lossless`: tokens, equal, first_mismatch, gap, rounding, near_tie.
+        One row per prompt: different (tokens of the model's answer that the copy would choose otherwise), and of the
+        two answers the columns of `verify_lossless`: tokens, equal, first_mismatch, gap, rounding, near_tie.
     """
     rows = []
     for length, text, other in zip(own.prompt_lengths, own.sequences, theirs.sequences, strict=True):
@@ -162,7 +165,7 @@ def compare_answers(model: PreTrainedModel, tuned: PreTrainedModel, own: OwnText
 def fixed_exit_grid(
     model: PreTrainedModel, exits: ExitHeads, draft_lengths: Sequence[int], texts: OwnTexts
 ) -> pd.DataFrame:
-    """What LayerSkip's decoding would do at every depth and draft length, by replay.
+    """LayerSkip's decoding at every depth and draft length, by replay.
 
     Args:
         exits: heads, or the logit lens (kind `none`).
@@ -184,11 +187,11 @@ def fixed_exit_grid(
 def changes_in_words(
     exits: pd.DataFrame, best: pd.DataFrame, perplexity: pd.DataFrame, accuracy: pd.DataFrame, answers: pd.DataFrame
 ) -> list[str]:
-    """What the recipe bought and cost, a line of Markdown each.
+    """Gains and costs of the recipe, as lines of Markdown.
 
     Args:
-        exits: `exit_quality` of "original", "tuned" and "our heads"; told at the depths of the latter.
-        best: a row of `fixed_exit_grid` for each of them, with their names as index.
+        exits: `exit_quality` of "original", "tuned" and "our heads"; reported at the depths of the latter.
+        best: a row of `fixed_exit_grid` for each of them, indexed by name.
         perplexity, accuracy: `compare_perplexity` and `compare_accuracy` of "original", "tuned" and "plain".
         answers: `compare_answers`.
     """

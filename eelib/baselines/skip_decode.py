@@ -1,4 +1,7 @@
-"""SkipDecode (arXiv 2307.02628): one exit depth a position, falling along the text, so that a batch never waits."""
+"""SkipDecode (arXiv 2307.02628): one exit depth per position, decreasing along the text.
+
+So a batch never waits.
+"""
 
 from dataclasses import dataclass
 
@@ -9,10 +12,16 @@ from eelib.settings import COUNT, settle
 
 @dataclass(frozen=True)
 class SkipDecode(Policy):
-    """One depth a position, whatever the heads say.
+    """One exit depth per position, independent of confidence.
 
-    The token with index t of the new ones leaves after round(max_depth - (max_depth - min_depth) * t / length) blocks,
-    from t = length on after min_depth. max_depth may be the number of blocks. max_draft: drafts per round at most.
+    New token t exits after round(max_depth - (max_depth - min_depth) * t / length) blocks, from t = length on after
+    min_depth.
+
+    Attributes:
+        max_depth: of the first token; may be the number of blocks.
+        min_depth: of tokens from `length` on.
+        length: tokens until then.
+        max_draft: maximum drafts per round.
     """
 
     max_depth: int
@@ -23,10 +32,12 @@ class SkipDecode(Policy):
     def __post_init__(self):
         settle(self, **dict.fromkeys(("max_depth", "min_depth", "length", "max_draft"), COUNT))
         if self.min_depth > self.max_depth:
-            raise InvalidInputError(f"min_depth={self.min_depth} is more than max_depth={self.max_depth}.")
+            raise InvalidInputError(
+                f"min_depth={self.min_depth} is more than max_depth={self.max_depth}: expected at most that."
+            )
 
     def depth_of(self, index: int) -> int:
-        """The depth at which the new token with this index leaves."""
+        """Exit depth of the new token with this index."""
         return round(self.max_depth - (self.max_depth - self.min_depth) * min(index, self.length) / self.length)
 
     def exit_depths(self, head_depths):

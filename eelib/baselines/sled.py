@@ -1,4 +1,7 @@
-"""SLED (arXiv 2411.02433): the last layer's logits, moved by what earlier layers hold against them; for factuality."""
+"""SLED (arXiv 2411.02433): final logits evolved by contrast with early layers.
+
+For factuality.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from eelib.evaluation.harness_model import LogitsLM
 
 FLOOR = -1000.0
-"""What tokens outside the most likely ones get in place of their logits."""
+"""Logit of tokens outside the most likely ones."""
 
 
 def evolve_logits(
@@ -32,16 +35,18 @@ def evolve_logits(
 ) -> Float[Tensor, "... vocab"]:
     """Evolved logits, float32, over the k most likely tokens; FLOOR elsewhere.
 
-    Of an early layer's logits z_n and the final ones z_N, max(0, cos(softmax(z_n) - e_i, z_n - z_N))² says how much the
-    layer speaks for token i; normalised within each layer, and layers weighed by their sums, that is a distribution P,
+    Of an early layer's logits z_n and the final ones z_N, max(0, cos(softmax(z_n) - e_i, z_n - z_N))² is the layer's
+    support for token i; normalised within each layer, and with layers weighed by their sums, this is a distribution P,
     and z <- z - rate (1 - t / T) (softmax(z) - P) for t = 0, ..., T - 1.
 
     Args:
-        early: of every layer that is heard, each over the whole vocabulary.
-        rate: α. k: how many tokens. steps: T (10 for TruthfulQA, else 1).
+        early: logits of each early layer, over the whole vocabulary.
+        rate: α.
+        k: number of tokens.
+        steps: T (10 for TruthfulQA, else 1).
     """
     if not early:
-        raise InvalidInputError("sled needs the logits of at least one earlier layer.")
+        raise InvalidInputError("early=[]: expected the logits of at least one earlier layer.")
     final = final.float()
     top = final.topk(k, dim=-1).indices
     votes = []
@@ -67,10 +72,11 @@ def evolve_logits(
 
 @dataclass(frozen=True)
 class SLED(Policy):
-    """Never exits; `SLEDSession` hears the exits.
+    """Policy of SLED: never exits; `SLEDSession` reads the exits.
 
-    depths: which; None for all that the heads have (without heads, all).
-    rate, k, steps: as `evolve_logits` takes them.
+    Attributes:
+        depths: of the exits to read; None for all of the heads (without heads, all).
+        rate, k, steps: as in `evolve_logits`.
     """
 
     depths: tuple[int, ...] | None = None
@@ -83,8 +89,11 @@ class SLED(Policy):
 
 
 class SLEDSession(Session):
-    """Decodes by evolved logits: `eelib.generate(..., policy=SLED(), verify=False, session=SLEDSession)`. Every exit is
-    read out over the whole vocabulary for every token."""
+    """Decoding by evolved logits.
+
+    `eelib.generate(..., policy=SLED(), verify=False, session=SLEDSession)`. Every exit is read over the whole
+    vocabulary for every token.
+    """
 
     def draft(self, prefix):
         return None
@@ -96,8 +105,8 @@ class SLEDSession(Session):
             early.append(self.heads[depth].full_logits(depth, hidden))
             self.head_positions[depth] += 1
         final = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
-        given = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
-        self.emit(self.rule.draw(self.scores(self.tokens, evolve_logits(final, early, **given)))[0])
+        settings = {"rate": self.policy.rate, "k": self.policy.k, "steps": self.policy.steps}
+        self.emit(self.rule.draw(self.scores(self.tokens, evolve_logits(final, early, **settings)))[0])
 
 
 def sled_model(
@@ -110,11 +119,13 @@ def sled_model(
     steps: int = 10,
     **settings,
 ) -> "LogitsLM":
-    """A model of lm-evaluation-harness that scores texts by evolved logits. Needs the extra `bench`.
+    """Model for lm-evaluation-harness that scores texts by evolved logits.
+
+    Needs the extra `bench`.
 
     Args:
-        exits: the layers that are heard; heads of kind `none` read them by the model's logit lens, as SLED does.
-        rate, k, steps: as `evolve_logits` takes them; the paper takes 10 steps for TruthfulQA.
+        exits: layers to read; heads of kind `none` use the model's logit lens, as SLED does.
+        rate, k, steps: as in `evolve_logits`; the paper takes 10 steps for TruthfulQA.
         settings: the harness's own (`batch_size`, `max_length`).
     """
     from eelib.evaluation.harness_model import LogitsLM

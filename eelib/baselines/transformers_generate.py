@@ -1,4 +1,4 @@
-"""transformers' own ways of decoding, greedy, guarded where a call would change the model."""
+"""Decoders of transformers, greedy, with the model restored after each call."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -13,16 +13,16 @@ from eelib.evaluation.comparison import Decoder
 
 
 def greedy(model: PreTrainedModel, **generate_kwargs) -> Decoder:
-    """`model.generate` as it is."""
+    """Plain `model.generate`."""
     return _decoder(model, generate_kwargs)
 
 
 def assistant_early_exit(model: PreTrainedModel, depth: int, draft_length: int, **generate_kwargs) -> Decoder:
-    """`generate(assistant_early_exit=depth)`: the first blocks and the model's logit lens draft `draft_length`
-    tokens, without a confidence threshold and without the schedule that lengthens drafts.
+    """`generate(assistant_early_exit=depth)`: the logit lens at a depth drafts.
 
-    Transformers (5.23) takes an exit out of range without a word, reads the draft settings from the model's generation
-    config only, and leaves the config at `depth` blocks when it fails (as on GPT-NeoX, GPT-2 and OPT).
+    Without confidence threshold, and without the schedule that lengthens drafts. Transformers (5.23) silently accepts
+    an exit out of range, reads draft settings from the model's generation config only, and leaves the config at `depth`
+    blocks when it fails (as on GPT-NeoX, GPT-2 and OPT).
 
     Raises:
         InvalidInputError: no such exit.
@@ -39,12 +39,15 @@ def assistant_early_exit(model: PreTrainedModel, depth: int, draft_length: int, 
 
 
 def prompt_lookup(model: PreTrainedModel, tokens: int = 10, **generate_kwargs) -> Decoder:
-    """`generate(prompt_lookup_num_tokens=tokens)`: drafts are what followed the same n-gram earlier in the text."""
+    """`generate(prompt_lookup_num_tokens=tokens)`: drafts continue an earlier n-gram."""
     return _decoder(model, {"prompt_lookup_num_tokens": tokens, **generate_kwargs})
 
 
 def static_compiled(model: PreTrainedModel, **generate_kwargs) -> Decoder:
-    """A static cache and torch.compile for the forward pass, on a CPU too. The first calls compile, for minutes."""
+    """Static cache and torch.compile, on a CPU too.
+
+    The first calls compile, for minutes.
+    """
     compiling = CompileConfig(fullgraph=False, mode="default")
     compiling._compile_all_devices = True
     return _decoder(model, {"cache_implementation": "static", "compile_config": compiling, **generate_kwargs})
@@ -62,7 +65,7 @@ def _decoder(model: PreTrainedModel, settings: dict, config: dict | None = None)
 
 @contextmanager
 def _unchanged(model: PreTrainedModel) -> Iterator[None]:
-    """Puts back what a call may leave changed, an exception included."""
+    """Restore what a call may change, after an exception too."""
     generation_config, n_blocks = model.generation_config, model.config.num_hidden_layers
     model.generation_config = copy.deepcopy(generation_config)
     try:

@@ -1,4 +1,4 @@
-"""Thresholds, and what they promise: from traces and a target ε to one threshold a head."""
+"""Calibration: from traces and a target ε to one threshold per head."""
 
 import lazy_loader
 

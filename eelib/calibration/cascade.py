@@ -1,4 +1,7 @@
-"""Where tokens leave under given thresholds, read off traces: every token passes the heads in order, as in decoding."""
+"""Cascade: at which head each traced token exits, under given thresholds.
+
+As in decoding, every token passes the heads in order.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +13,21 @@ from jaxtyping import Bool, Float, Int
 from eelib.errors import CorpusError, InvalidInputError
 
 TARGETS = ("exit_agreement", "output_agreement")
-"""What ε may promise. exit_agreement: P(agree | exited). output_agreement: 1 - P(exited and disagreed), which with few
-exits is far weaker."""
+"""What ε may promise.
+
+- `exit_agreement`: P(agree | exited).
+- `output_agreement`: 1 - P(exited and disagreed), which with few exits is far weaker.
+"""
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What every head says of every token of some traces.
+    """Scores and agreement of every head on the tokens of some traces.
 
-    depths: of the heads, ascending. scores, agrees: [token, head]. sequence: [token], numbered from 0.
+    Attributes:
+        depths: of the heads, ascending.
+        scores, agrees: [token, head].
+        sequence: number of each token's sequence, from 0, [token].
     """
 
     depths: tuple[int, ...]
@@ -28,29 +37,32 @@ class HeadScores:
 
     @classmethod
     def of(cls, traces: pd.DataFrame, metric: str) -> "HeadScores":
-        """metric: one of the traces' metrics, or another column of scores.
+        """Scores by one metric, or by another column of the traces.
 
-        Raises InvalidInputError for an unknown metric, scores that are NaN, or heads whose rows are not of the same
-        tokens in the same order; CorpusError for empty traces.
+        Raises:
+            InvalidInputError: unknown metric, NaN scores, or heads whose rows differ in their tokens.
+            CorpusError: empty traces.
         """
         if not isinstance(traces, pd.DataFrame) or not {"depth", "sequence", "position", "agrees"} <= set(traces):
             found = list(traces) if isinstance(traces, pd.DataFrame) else type(traces).__name__
-            raise InvalidInputError(f"Traces that are {found}: expected a table as `record_traces` returns it.")
+            raise InvalidInputError(f"traces of type {found}: expected a table from `record_traces`.")
         if not isinstance(metric, str) or metric not in traces or not pd.api.types.is_float_dtype(traces[metric]):
             scores = [name for name, values in traces.items() if pd.api.types.is_float_dtype(values)]
             raise InvalidInputError(f"Unknown metric {metric!r}: expected one of {', '.join(scores)}.")
         if traces.empty:
-            raise CorpusError("No traces to calibrate on.")
+            raise CorpusError("No traces to calibrate on: expected at least one row.")
         depths, tables = zip(*traces.groupby("depth"), strict=True)
         tokens = [table[["sequence", "position"]].to_numpy() for table in tables]
         if not all(np.array_equal(tokens[0], other) for other in tokens):
             raise InvalidInputError(
-                f"The rows of the heads at depths {list(map(int, depths))} are not of the same tokens in the same "
-                "order: expected traces as `record_traces` gives them."
+                f"The heads at depths {list(map(int, depths))} do not have rows of the same tokens in the same order: "
+                "expected traces from `record_traces`."
             )
         scores = np.stack([table[metric].to_numpy() for table in tables], axis=1)
         if np.isnan(scores).any():
-            raise InvalidInputError(f"{int(np.isnan(scores).sum())} scores of {metric} are NaN: the heads are broken.")
+            raise InvalidInputError(
+                f"{int(np.isnan(scores).sum())} scores of {metric} are NaN: train the heads again, or check the metric."
+            )
         agrees = np.stack([table.agrees.to_numpy(dtype=bool) for table in tables], axis=1)
         return cls(tuple(map(int, depths)), scores, agrees, np.unique(tokens[0][:, 0], return_inverse=True)[1])
 
@@ -59,26 +71,27 @@ class HeadScores:
         return int(self.sequence.max()) + 1
 
     def of_sequences(self, chosen: Int[np.ndarray, " sequence"]) -> "HeadScores":
-        """The tokens of some of the sequences, each as often as it is chosen, numbered anew in that order."""
+        """Tokens of chosen sequences, with repetition, renumbered in that order."""
         order, lengths = np.argsort(self.sequence, kind="stable"), np.bincount(self.sequence)
         first, n = (np.cumsum(lengths) - lengths)[chosen], lengths[chosen]
         rows = order[np.repeat(first - (np.cumsum(n) - n), n) + np.arange(n.sum())]
         return HeadScores(self.depths, self.scores[rows], self.agrees[rows], np.repeat(np.arange(len(n)), n))
 
     def passed(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:
-        """Which heads would let a token out if they saw it."""
+        """Heads that a token passes, where its score reaches the threshold."""
         return self.scores >= np.array([np.inf if t is None else t for t in thresholds])
 
     def exits(self, thresholds: Sequence[float | None]) -> Bool[np.ndarray, "token head"]:
-        """The head at which a token exits: the first that lets it out. No head where none does."""
+        """First head that each token passes; none where it passes none."""
         passed = self.passed(thresholds)
         return passed & (passed.cumsum(axis=1) == 1)
 
     def losses(self, thresholds: Sequence[float | None], target: str, epsilon: float) -> Float[np.ndarray, " sequence"]:
-        """One loss a sequence, from 0 to 1, whose mean over sequences is at most 1 - ε just where the target is met.
+        """Loss of each sequence, in [0, 1].
 
-        For output_agreement the share of tokens that exit and disagree; for exit_agreement (1 - ε) + the mean of
-        exited x (disagreed - (1 - ε)). A sequence counts as one, however long it is.
+        The target is met iff its mean is at most 1 - ε. For output_agreement it is the share of tokens that exit and
+        disagree; for exit_agreement (1 - ε) + the mean of exited x (disagreed - (1 - ε)). Sequences count equally,
+        whatever their length.
         """
         allowed = 1 - epsilon
         exited, wrong = np.zeros((2, len(self.sequence)), dtype=bool)

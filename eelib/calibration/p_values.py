@@ -1,7 +1,7 @@
-"""Tests of the mean of independent losses in [0, 1]: what a guarantee from few sequences, and its watch, rest on.
+"""P-values for the mean of independent losses in [0, 1].
 
-Each p-value tests the hypothesis that the mean is at least `alpha`: if it is, the p-value is at most δ with a
-probability of at most δ, whatever the losses' distribution, at any number of them.
+Guarantees and monitoring rest on them. Each tests the hypothesis that the mean is at least `alpha`: under it, the
+p-value is at most δ with probability at most δ, for any distribution and any number of losses.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ _AGAINST = np.linspace(0.05, 0.95, 19)  # times 1 / alpha, so that a loss of 0 d
 
 
 def betting(losses: np.ndarray, alpha: float) -> float:
-    """From betting that losses are below alpha (Waudby-Smith and Ramdas, arXiv 2010.09686).
+    """P-value from betting against the mean (Waudby-Smith and Ramdas, arXiv 2010.09686).
 
-    The capital of a bet of size b, Π (1 - b (loss - alpha)), has a mean of at most 1 if the losses' mean is not below
-    alpha, and so has the average over several sizes that were fixed beforehand; by Markov's inequality its reciprocal
-    is a p-value. The order of the losses does not matter, and the p-value falls as alpha rises.
+    The capital of a bet of size b, Π (1 - b (loss - alpha)), has mean at most 1 if the losses' mean is not below alpha,
+    and so has its average over several sizes fixed beforehand; by Markov's inequality the reciprocal is a p-value. The
+    order of losses does not matter, and the p-value falls as alpha rises.
     """
     losses = _checked(losses, alpha)
     capital = np.log1p(-_BETS[:, None] * (losses - alpha)).sum(axis=1)  # logarithm, one a bet
@@ -28,9 +28,9 @@ def betting(losses: np.ndarray, alpha: float) -> float:
 
 
 def hoeffding_bentkus(losses: np.ndarray, alpha: float) -> float:
-    """The smaller of Hoeffding's and Bentkus' bounds on the tail (Bates et al., arXiv 2101.02703).
+    """The smaller of Hoeffding's and Bentkus' tail bounds (arXiv 2101.02703).
 
-    From the losses' mean alone: weaker than `betting` where losses vary little.
+    Uses the mean loss only: weaker than `betting` where losses vary little.
     """
     losses = _checked(losses, alpha)
     n, mean = len(losses), float(losses.mean())
@@ -45,11 +45,11 @@ P_VALUES: dict[str, Callable[[np.ndarray, float], float]] = {"betting": betting,
 
 
 class SequentialTest:
-    """Evidence, loss by loss, that the mean is above `alpha`, from betting that losses are (Waudby-Smith and Ramdas).
+    """Sequential test, loss by loss, that the mean exceeds `alpha`, by betting.
 
-    Bets of several sizes, each too small to lose everything, win capital where losses are larger than alpha. While the
-    mean is at most alpha, their average reaches 1 / δ **ever**, over any number of losses, with a probability of at
-    most δ (Ville's inequality).
+    Bets of several sizes, each too small to go bankrupt, gain where losses exceed alpha. While the mean is at most
+    alpha, their average capital reaches 1 / δ **ever**, over any number of losses, with probability at most δ (Ville's
+    inequality; Waudby-Smith and Ramdas).
     """
 
     def __init__(self, alpha: float):
@@ -58,7 +58,7 @@ class SequentialTest:
         self.alpha, self._bets, self._log_capital = alpha, _AGAINST / alpha, 0.0
 
     def add(self, loss: float | np.ndarray) -> float | np.ndarray:
-        """Takes in one loss, or one for each of several runs side by side, and returns the average capital."""
+        """Add a loss, or one per parallel run; return the capital."""
         self._log_capital = self._log_capital + np.log1p(self._bets * (np.asarray(loss)[..., None] - self.alpha))
         with np.errstate(over="ignore"):  # capital without end is evidence enough
             return np.exp(np.logaddexp.reduce(self._log_capital, axis=-1)) / len(self._bets)
@@ -73,8 +73,10 @@ def alarm_times(
     sequences: int = 300,
     seed: int = 0,
 ) -> np.ndarray:
-    """At which of so many sequences, drawn with replacement from those with these losses, a `SequentialTest` raises the
-    alarm; inf in runs where it does not. [run]"""
+    """Number of sequences until a `SequentialTest` raises its alarm, [run].
+
+    Sequences are drawn with replacement from the given losses; inf in runs without an alarm.
+    """
     losses, draw = _checked(losses, alpha), np.random.default_rng(seed)
     test, found = SequentialTest(alpha), np.full(runs, np.inf)
     for number in range(1, sequences + 1):
@@ -88,5 +90,5 @@ def _checked(losses: np.ndarray, alpha: float) -> np.ndarray:
     if not 0 < alpha < 1:
         raise InvalidInputError(f"alpha={alpha}: expected a risk between 0 and 1.")
     if losses.ndim != 1 or not len(losses) or not ((losses >= -1e-12) & (losses <= 1 + 1e-12)).all():
-        raise InvalidInputError("Expected at least one loss, all between 0 and 1.")
+        raise InvalidInputError("losses: expected at least one, all between 0 and 1.")
     return losses.clip(0, 1)

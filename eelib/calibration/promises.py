@@ -1,6 +1,6 @@
-"""Promised against achieved: many calibrations at once, on text of the same kind and of other kinds, as tables.
+"""Promised against achieved agreement, on text of the same and other kinds.
 
-`eelib.plotting.calibration` draws them.
+`eelib.plotting.calibration` draws these tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,16 @@ def achieved_table(
     targets: Sequence[str] = TARGETS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Agreement that thresholds achieve on new text, for every target, metric, method and ε.
+    """Agreement achieved on new text, per target, metric, method and ε.
 
     Args:
         fitting: traces to calibrate on.
         test: traces of other text of the same kind.
-        delta: the chance of failure that the method `risk` may take.
+        delta: failure probability of the method `risk`.
 
     Returns:
         Columns: target, metric, method, epsilon, achieved with its 95% interval over sequences (_low, _high; NaN where
-        nothing exits and the target speaks of what exits), coverage, and short (the interval lies below ε).
+            nothing exits and the target is about exits), coverage, and short (the interval lies below ε).
     """
     rows = []
     for target in targets:
@@ -56,15 +56,15 @@ def shift_table(
     target: str = "exit_agreement",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Agreement achieved on each kind of text by thresholds calibrated on each.
+    """Agreement under shift: thresholds of each kind of text, used on each.
 
     Args:
-        texts: for each kind of text the traces to calibrate on and those to use the thresholds on.
-        delta: the chance of failure that the method `risk` may take.
+        texts: per kind of text, traces to calibrate on and traces to use the thresholds on.
+        delta: failure probability of the method `risk`.
 
     Returns:
         Columns: method, calibrated_on, used_on, achieved with its 95% interval over sequences (_low, _high), coverage,
-        and missed_by (how far achieved is below ε; NaN where nothing exits).
+            and missed_by (ε less achieved where positive; NaN where nothing exits).
     """
     rows = []
     for method in methods:
@@ -78,14 +78,14 @@ def shift_table(
 
 
 def halves(traces: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two halves of traces, of the sequences with even and with odd numbers: one to calibrate on, one to test on.
+    """Sequences with even and odd numbers, to calibrate and to test on.
 
     Raises:
-        CorpusError: one of them is empty.
+        CorpusError: one half is empty.
     """
     even = traces.sequence % 2 == 0
     if even.all() or not even.any():
-        raise CorpusError("These traces have no two halves: give more texts.")
+        raise CorpusError("These traces have too few sequences to halve: use at least two.")
     return traces[even], traces[~even]
 
 

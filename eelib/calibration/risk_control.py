@@ -1,7 +1,7 @@
-"""Risk control: thresholds that keep their promise on new sequences, with a probability that is chosen beforehand.
+"""Risk control: thresholds that hold on new sequences with a chosen probability.
 
-Learn-then-Test (Angelopoulos et al., arXiv 2110.01052) with fixed-sequence testing: candidates are put in an order that
-does not depend on the sequences that test them, and accepted one after the other until one fails.
+Learn-then-Test (Angelopoulos et al., arXiv 2110.01052) with fixed-sequence testing: candidates are ordered without
+looking at the sequences that test them, and accepted in turn until one fails.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ from eelib.confidence.separation import curve_of
 from eelib.errors import CorpusError, InvalidInputError
 
 ThresholdPath = Float[np.ndarray, "point head"]
-"""Candidates for the thresholds, strictest first: along it no threshold rises. inf: the head never exits."""
+"""Candidate thresholds, strictest first, none rising along the path; inf: the head never exits."""
 
 
 def risk_path(tokens: HeadScores, points: int = 200) -> ThresholdPath:
-    """The thresholds at which each head alone reaches an agreement that falls from 1 to 0 in equal steps.
+    """Thresholds at which each head alone reaches agreements from 1 down.
 
-    Every sequence weighs the same; points that change nothing are left out.
+    In equal steps down to 0. In equal steps. Sequences count equally; points that change nothing are left out.
     """
     levels, columns = np.linspace(1, 0, points), []
     weights = 1 / np.bincount(tokens.sequence)[tokens.sequence]
@@ -44,21 +44,22 @@ def control_risk(
     share: float = 0.3,
     seed: int = 0,
 ) -> tuple[tuple[float | None, ...], float, int]:
-    """Thresholds under which the mean loss of a new sequence (`HeadScores.losses`) is at most 1 - ε, but for a chance
-    of at most δ over the draw of the calibration sequences. These must be independent draws of what is to come.
+    """Thresholds whose mean loss on new sequences is bounded.
 
-    A `share` of the sequences, drawn by `seed`, makes the path and finds where on it testing begins: at the strictest
-    point, or where that says little (few exits prove nothing about those that exit), at the point with the smallest
-    p-value on this share. The others test from there on. A path that is given is tested by all sequences.
+    It is at most 1 - ε. This holds except with probability δ over the draw of the calibration sequences, which must be
+    independent draws of what is to come. The loss is `HeadScores.losses`. A `share` of the sequences, drawn by `seed`,
+    makes the path and picks where testing starts: at the strictest point, or where few exits make that one
+    inconclusive, at the point with the smallest p-value on this share. The other sequences test from there on.
 
     Args:
         p_value: `betting` or `hoeffding_bentkus` (`eelib.calibration.p_values`).
-        path: of one's own, like a `ThresholdPath`, made without looking at these sequences; tested from its beginning.
-        share, seed: of the sequences that make the path; without effect where it is given.
+        path: a path of your own, like a `ThresholdPath`, made without these sequences; all of them test it from its
+            start.
+        share, seed: of the sequences that make the path; ignored where it is given.
 
     Returns:
-        The thresholds (all None where already the first point fails), the last accepted point's p-value (else the first
-        one's), and the number of sequences that tested.
+        The thresholds (all None if the first point fails), the p-value of the last accepted point (else of the first),
+        and the number of testing sequences.
     """
     if p_value not in P_VALUES:
         raise InvalidInputError(f"Unknown p_value {p_value!r}: expected one of {', '.join(P_VALUES)}.")
@@ -84,9 +85,9 @@ def control_risk(
 
 
 def _parted(tokens: HeadScores, share: float, seed: int) -> tuple[HeadScores, HeadScores]:
-    """A share of the sequences, at least one, and the others, at least one."""
+    """A share of the sequences and the rest, each at least one."""
     if tokens.n_sequences < 2:
-        raise CorpusError("Risk control needs at least two sequences: some make the path and others test it.")
+        raise CorpusError("Risk control needs at least two sequences: some to make the path and others to test it.")
     order = np.random.default_rng(seed).permutation(tokens.n_sequences)
     first = min(max(1, round(share * len(order))), len(order) - 1)
     return tokens.of_sequences(order[:first]), tokens.of_sequences(order[first:])
@@ -95,7 +96,7 @@ def _parted(tokens: HeadScores, share: float, seed: int) -> tuple[HeadScores, He
 def _checked(path: npt.ArrayLike, tokens: HeadScores) -> np.ndarray:
     path = np.asarray(path, float)
     if path.ndim != 2 or path.shape[1] != len(tokens.depths) or not len(path) or np.isnan(path).any():
-        raise InvalidInputError(f"path: expected rows of {len(tokens.depths)} thresholds, one a head, without NaN.")
+        raise InvalidInputError(f"path: expected rows of {len(tokens.depths)} thresholds, one per head, without NaN.")
     if (path[1:] > path[:-1]).any():
-        raise InvalidInputError("path: expected the strictest thresholds first, none rising along it.")
+        raise InvalidInputError("path: expected the strictest thresholds first, and none to rise along it.")
     return path

@@ -25,18 +25,26 @@ _CHANCE = Number(above=0, below=1)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds, and what they promise.
+    """Thresholds with the target they were calibrated for.
 
-    depths, thresholds: one each a head; `None` = that head never exits.
-    metric, epsilon, target, method, delta: as given to `calibrate`.
-    table: per head its depth, threshold, and on the calibration text coverage (share of tokens that exit there) and
-        exit_agreement; for `empirical`, which takes heads as independent, as if each were the only one.
-    p_value, tested_on: for `risk`, of the last thresholds accepted (else the first tried), and on how many sequences.
-    heads_fingerprint: of the heads, and with them of the backbone, that the traces are of; decoding with others is
-        refused. None where the traces do not say.
+    Attributes:
+        depths: of the heads.
+        thresholds: one per head; None for a head that never exits.
+        metric, epsilon, target, method, delta: as passed to `calibrate`.
+        table: per head its depth, threshold, and on the calibration text coverage (share of tokens that exit there) and
+            exit_agreement; for `empirical`, which treats heads as independent, as if each were the only one.
+        p_value: for `risk`, of the last accepted thresholds, else of the first tried.
+        tested_on: for `risk`, the number of testing sequences.
+        heads_fingerprint: of the traced heads, which covers their backbone; decoding with others is refused. None where
+            the traces do not have it.
 
     Raises:
-        InvalidInputError: values that no calibration can have.
+        InvalidInputError: inconsistent or non-finite values.
+
+    Example:
+        >>> calibration = calibrate(traces, "max_prob", epsilon=0.7)
+        >>> calibration.depths, len(calibration.thresholds)
+        ((1, 3, 5), 3)
     """
 
     depths: tuple[int, ...]
@@ -64,26 +72,29 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all that the calibration says. To be kept where whoever can change the file cannot change it."""
+        """SHA-256 of the calibration, to detect tampering.
+
+        Keep it where whoever can change the file cannot.
+        """
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self, path: str | Path) -> None:
-        """Writes all of it and its digest to one JSON file, whole or not at all."""
+        """Write the calibration and its digest to a JSON file, atomically."""
         with atomic_write(path) as temporary:
             content = self._content() | {"digest": self.digest}
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json(cls, path: str | Path, digest: str | None = None) -> "Calibration":
-        """What `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Args:
-            digest: the one expected, from a source that is trusted. The digest inside the file shows accidents only:
-                whoever changes the thresholds can change it, too.
+            digest: the expected one, from a trusted source. The digest inside the file reveals accidents only: whoever
+                changes the thresholds can change it, too.
 
         Raises:
-            InvalidInputError: no calibration, one that was changed, another one than expected, or thresholds that the
-                metric's scores cannot reach.
+            InvalidInputError: not a calibration, a modified or unexpected one, or thresholds outside the metric's
+                range.
         """
         try:
             content = json.loads(expanded(path).read_text(encoding="utf-8"))
@@ -99,7 +110,7 @@ class Calibration:
             )
         if found.digest != inside:
             raise InvalidInputError(
-                f"{path} was changed after it was written: its digest does not fit. Calibrate anew."
+                f"{path} was changed after it was written: its digest does not match. Calibrate anew."
             )
         if digest is not None and found.digest != digest:
             raise InvalidInputError(
@@ -125,37 +136,46 @@ def calibrate(
     p_value: str = "betting",
     seed: int = 0,
 ) -> Calibration:
-    """Thresholds that keep a promise ε: on the calibration text, or with `risk` on new text.
+    """Calibrate one threshold per head for a target agreement ε.
 
-    `empirical` (the rule of the paper's code, there `max_coverage`): for each head alone, tokens sorted from most to
-    least confident, tied ones together, the loosest threshold whose running mean agreement is still at least ε; where
-    none qualifies, the head never exits. It bounds nothing outside the calibration text and treats heads as
-    independent: a head later in the cascade only sees what those before it declined.
-    `cascade`: the same, each head on the tokens that those before it declined. It bounds nothing outside the
-    calibration text either.
-    `risk`: thresholds that meet the target in the mean over new sequences, each counting as one, with a probability of
-    at least 1 - δ over the draw of the calibration sequences (`control_risk`); for teacher-forced text of the same
-    kind, and for one ε, metric and target chosen without looking at these sequences.
+    Methods:
+
+    - `empirical` (the paper's code: `max_coverage`): for each head alone, the loosest threshold at which the running
+      mean agreement, from most to least confident token with ties together, is at least ε; if there is none, the head
+      never exits. No bound outside the calibration text; treats heads as independent, though later ones see only what
+      earlier ones declined.
+    - `cascade`: the same, each head on the tokens that earlier ones declined. No bound outside the calibration text
+      either.
+    - `risk`: thresholds that meet the target in the mean over new sequences, counted equally, with probability at least
+      1 - δ over the draw of the calibration sequences (`control_risk`); for teacher-forced text of the same kind, and
+      for one ε, metric and target chosen without looking at these sequences.
 
     Args:
         traces: from `record_traces`, on calibration text.
-        metric: the score that thresholds are set on.
-        epsilon: the target agreement, 0 < ε < 1; higher is stricter.
+        metric: score to threshold.
+        epsilon: target agreement, 0 < ε < 1; higher is stricter.
         target: `exit_agreement`, P(agree | exited), or `output_agreement`, 1 - P(exited and disagreed), of which
             `empirical` and `cascade` grant each head an even share.
-        delta: for `risk`, the chance of failure, 0 < δ < 1; the others take none.
-        path, p_value, seed: for `risk`, as `control_risk` takes them.
+        delta: failure probability of `risk`, 0 < δ < 1; None for the others.
+        path, p_value, seed: for `risk`, as in `control_risk`.
 
     Raises:
-        InvalidInputError: ε or δ outside (0, 1), an unknown metric, method or target, or traces that are none.
+        InvalidInputError: ε or δ outside (0, 1), an unknown metric, method or target, or not traces.
         CorpusError: empty traces, or for `risk` without a path fewer than two sequences.
+
+    Example:
+        >>> calibrate(traces, "max_prob", epsilon=0.7, method="cascade").target
+        'exit_agreement'
     """
     epsilon, delta = _CHANCE("epsilon", epsilon), replace(_CHANCE, optional=True)("delta", delta)
     _check_promise(method, target)
     if method != "risk" and (delta is not None or path is not None):
-        raise InvalidInputError(f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path.")
+        raise InvalidInputError(
+            f"delta={delta}: the method {method!r} guarantees nothing and takes no delta or path. Omit them, or use "
+            "the method 'risk'."
+        )
     if method == "risk" and delta is None:
-        raise InvalidInputError(f"delta={delta!r}: the method 'risk' takes a chance of failure, such as 0.05.")
+        raise InvalidInputError(f"delta={delta!r}: the method 'risk' needs a failure probability, such as 0.05.")
     tokens, options = HeadScores.of(traces, metric), {}
     if method == "risk":
         options = {"delta": delta, "path": path, "p_value": p_value, "seed": seed}
@@ -166,15 +186,17 @@ def calibrate(
         "depth": tokens.depths, "threshold": thresholds, "coverage": exited / len(left),
         "exit_agreement": [a / n if n else None for a, n in zip(agreed, exited, strict=True)],
     })  # fmt: skip
-    given = tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence
-    return Calibration(*given, heads_fingerprint=traces.attrs.get("heads_fingerprint"))
+    fields = tokens.depths, thresholds, metric, epsilon, target, method, delta, table, *evidence
+    return Calibration(*fields, heads_fingerprint=traces.attrs.get("heads_fingerprint"))
 
 
 def find_thresholds(
     tokens: HeadScores, target: str, epsilon: float, method: str, **options
 ) -> tuple[tuple[float | None, ...], float | None, int | None]:
-    """The thresholds alone, for callers that have checked what they give, and for `risk` (with the options of
-    `control_risk`) the p-value and the number of sequences behind it."""
+    """Thresholds for valid arguments; for `risk` also p-value and sample size.
+
+    `options` are those of `control_risk`.
+    """
     if method == "risk":
         return control_risk(tokens, target, epsilon, **options)
     return tuple(_fitted(tokens, target, epsilon, in_order=method == "cascade")), None, None
@@ -186,16 +208,19 @@ def _check_promise(method: str, target: str) -> None:
 
 
 def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
-    """What the thresholds do on other traces, tokens passing the heads in order as in decoding.
+    """What the thresholds do on other traces, per sequence and head.
 
-    A token exits at the first head whose score reaches its threshold. One row per sequence and head: sequence, depth,
-    tokens (of the sequence), reached (tokens that came to this head), alone (tokens the head would let out if it saw
-    all), alone_agreed, exited, agreed.
+    A token exits at the first head whose score reaches its threshold. Columns: sequence, depth, tokens (of the
+    sequence), reached (tokens that got to this head), alone (tokens that would exit here if the head saw all),
+    alone_agreed, exited, agreed.
     """
     tokens = HeadScores.of(traces, calibration.metric)
     unknown = sorted(set(tokens.depths) ^ set(calibration.depths))
     if unknown:
-        raise InvalidInputError(f"Traces and calibration differ in depths: {unknown} is only in one of them.")
+        raise InvalidInputError(
+            f"Traces and calibration differ in depths: {unknown} is only in one of them. Calibrate on traces of these "
+            "heads."
+        )
     passed, exits = tokens.passed(calibration.thresholds), tokens.exits(calibration.thresholds)
     counts = {
         "tokens": np.ones_like(passed), "reached": passed.cumsum(axis=1) - passed == 0, "alone": passed,
@@ -213,11 +238,11 @@ def achieved(traces: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
 
 
 def achieved_agreement(traces: pd.DataFrame, calibration: Calibration, *, seed: int = 0) -> dict[str, float]:
-    """What became of the promise on other traces: the agreement that the calibration's target names.
+    """Agreement achieved on other traces, by the calibration's target.
 
     Returns:
         achieved with its 95% interval over sequences (achieved_low, achieved_high; NaN where nothing exits and the
-        target speaks of what exits), and coverage. Every sequence weighs the same, as in `risk`.
+        target is about exits), and coverage. Sequences count equally, as in `risk`.
     """
     counts = achieved(traces, calibration).groupby("sequence")[["tokens", "exited", "agreed"]]
     tokens, exited, agreed = counts.agg({"tokens": "first", "exited": "sum", "agreed": "sum"}).to_numpy(float).T
@@ -230,7 +255,10 @@ def achieved_agreement(traces: pd.DataFrame, calibration: Calibration, *, seed: 
 
 
 def _fitted(tokens: HeadScores, target: str, epsilon: float, in_order: bool) -> list[float | None]:
-    """Each head's loosest threshold that keeps the promise on all tokens or, `in_order`, on those that reach it."""
+    """Loosest threshold of each head that meets the target on all tokens.
+
+    With `in_order`, on those that reach the head.
+    """
     thresholds, reach = [], np.ones(len(tokens.scores), dtype=bool)
     share = (1 - epsilon) * len(reach) / len(tokens.depths)  # tokens that may exit wrongly, a head
     allowed = 0.0

@@ -1,4 +1,4 @@
-"""How often a calibration breaks its promise, where the true risk is known."""
+"""Violation rates of calibrations, where the true risk is known."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ from eelib.errors import CorpusError
 
 
 class Population:
-    """Sequences to draw calibration text from; what is true is true in the mean over all of them.
+    """Population of sequences; its mean loss is the true risk.
 
-    tokens: of all sequences. independent: drawn with replacement, so that draws are independent trials; else each draw
-    is a part of the population, and draws overlap.
+    Args:
+        tokens: of all sequences.
+        independent: draw with replacement, so that draws are independent trials; else draws are subsets, and overlap.
     """
 
     def __init__(self, tokens: HeadScores, independent: bool):
@@ -25,7 +26,7 @@ class Population:
 
     @classmethod
     def of_traces(cls, tables: Sequence[pd.DataFrame], metric: str) -> "Population":
-        """The sequences of several traces, such as those of two splits, to draw parts of."""
+        """Population of the sequences of several traces, to draw subsets of."""
         first, pooled = 0, []
         for table in tables:
             pooled.append(table.assign(sequence=table.sequence + first))
@@ -33,20 +34,29 @@ class Population:
         return cls(HeadScores.of(pd.concat(pooled), metric), independent=False)
 
     def draw(self, n: int, generator: np.random.Generator) -> HeadScores:
-        """n sequences. Raises CorpusError where draws without replacement would take all there are."""
+        """Draw n sequences.
+
+        Raises:
+            CorpusError: a draw without replacement would leave none.
+        """
         if not self.independent and n >= self.tokens.n_sequences:
-            raise CorpusError(f"A draw of {n} of {self.tokens.n_sequences} sequences leaves nothing to be new.")
+            raise CorpusError(
+                f"A draw of {n} of {self.tokens.n_sequences} sequences leaves nothing to be new: draw fewer."
+            )
         return self.tokens.of_sequences(generator.choice(self.tokens.n_sequences, size=n, replace=self.independent))
 
     def risk(self, thresholds: Sequence[float | None], target: str, epsilon: float) -> float:
-        """The true mean loss; the target is met just where it is at most 1 - ε."""
+        """True mean loss.
+
+        The target is met iff it is at most 1 - ε.
+        """
         return float(self.tokens.losses(thresholds, target, epsilon).mean())
 
     def coverage(self, thresholds: Sequence[float | None]) -> float:
         return float(self.tokens.passed(thresholds).any(axis=1).mean())
 
     def oracle(self, target: str, epsilon: float) -> tuple[float, ...]:
-        """The loosest thresholds on the population's own path that meet the target."""
+        """Loosest thresholds on the population's own path that meet the target."""
         for thresholds in risk_path(self.tokens)[::-1]:
             if self.risk(thresholds, target, epsilon) <= 1 - epsilon + 1e-12:
                 return tuple(thresholds)
@@ -61,10 +71,10 @@ def synthetic(
     shift: float = 0.5,
     seed: int = 0,
 ) -> Population:
-    """A made-up population to draw from independently.
+    """Synthetic population, for independent draws.
 
-    Tokens depend strongly on each other: a sequence is hard or easy as a whole, which moves its scores by `shift`, and
-    the agreement behind a given score by `dependence` (in logits).
+    Tokens of a sequence are strongly dependent: a sequence is hard or easy as a whole, which moves its scores by
+    `shift`, and the agreement behind a score by `dependence` (in logits).
     """
     draw = np.random.default_rng(seed)
     ease = np.repeat(draw.normal(size=sequences), tokens)[:, None]
@@ -86,7 +96,7 @@ def violation_rates(
     targets: Sequence[str] = TARGETS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How often each method's thresholds, from so many sequences, miss the target on the population.
+    """Rate at which each method's thresholds miss the target on the population.
 
     Columns: method, target, epsilon, delta, sequences, trials, violations, rate with its exact 95% binomial interval
     (_low, _high; NaN where trials are not independent), coverage (mean over trials) and coverage_of_oracle, as a share
@@ -100,8 +110,8 @@ def violation_rates(
             missed, coverage = 0, 0.0
             for trial in tqdm(range(trials), desc=f"{method}, {target}", unit="draw"):
                 tokens = population.draw(sequences, generator)
-                given = {"delta": delta, "seed": trial} if method == "risk" else {}
-                thresholds = find_thresholds(tokens, target, epsilon, method, **given)[0]
+                options = {"delta": delta, "seed": trial} if method == "risk" else {}
+                thresholds = find_thresholds(tokens, target, epsilon, method, **options)[0]
                 missed += population.risk(thresholds, target, epsilon) > 1 - epsilon + 1e-12
                 coverage += population.coverage(thresholds) / trials
             interval = stats.binomtest(missed, trials).proportion_ci()

@@ -1,4 +1,4 @@
-"""How sure a head is: the metrics, traces of them, and how well each separates right from wrong."""
+"""Confidence of heads: metrics, traces, and how well they separate."""
 
 import lazy_loader
 

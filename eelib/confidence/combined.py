@@ -1,4 +1,4 @@
-"""How much a single metric leaves on the table: a score learned from all of them."""
+"""Combined confidence, learned from all metrics: a yardstick for single ones."""
 
 from dataclasses import dataclass
 
@@ -15,19 +15,23 @@ from eelib.errors import CorpusError
 
 @dataclass(frozen=True)
 class Combined:
-    """The log odds that a head is right, by a logistic regression a depth over the built-in metrics and the position.
+    """Logistic regression of agreement per depth, on metrics and position.
 
-    For analysis: the engine decides by single metrics. Fit it on other text than it is judged or calibrated on.
+    Its score is the log odds that a head agrees. For analysis only: the engine decides by single metrics. Fit it on
+    other text than it is evaluated or calibrated on.
+
+    Attributes:
+        models: regression by depth.
     """
 
     models: dict[int, Pipeline]
 
     @classmethod
     def fit(cls, traces: pd.DataFrame) -> "Combined":
-        """Learned from traces of calibration text, from the tokens that a head does not decline.
+        """Fit on traces of calibration text, where heads do not decline.
 
         Raises:
-            CorpusError: no head is both right and wrong there.
+            CorpusError: no head both agrees and disagrees there.
         """
         models = {}
         for depth, table in traces[traces.head_token >= 0].groupby("depth"):
@@ -35,11 +39,16 @@ class Combined:
                 model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
                 models[int(depth)] = model.fit(_features(table), table.agrees)
         if not models:
-            raise CorpusError("No head is both right and wrong on these traces: nothing to learn from. Give more text.")
+            raise CorpusError(
+                "No head is both right and wrong on these traces, so there is nothing to learn: use more text."
+            )
         return cls(models)
 
     def score(self, traces: pd.DataFrame) -> Float[np.ndarray, " row"]:
-        """One score a row of traces; -inf where the head declines; 0 at a depth there was nothing to learn about."""
+        """One score a row of traces; -inf where the head declines.
+
+        0 at a depth without a fit.
+        """
         scores = np.zeros(len(traces))
         for depth, model in self.models.items():
             rows = ((traces.depth == depth) & (traces.head_token >= 0)).to_numpy()

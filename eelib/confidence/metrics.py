@@ -1,4 +1,4 @@
-"""How sure a head is: confidence metrics from one pass over its logits, oriented so that larger = more confident."""
+"""Confidence metrics of a head's logits; larger is more confident."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,32 @@ from torch import Tensor
 from eelib.errors import InvalidInputError
 
 METRICS = ("entropy", "max_prob", "margin", "max_logit")
-"""The paper's four (arXiv 2407.21082), in its order.
+"""The paper's four metrics (arXiv 2407.21082), in its order.
 
-entropy: -H(p) in nats; max_prob: p(1); margin: p(1) - p(2); max_logit: z(1), where z are the logits, p their softmax,
-(1) and (2) the two largest. A fifth is known beside them, `margin_logit`: z(1) - z(2), for comparison.
+With z the logits, p their softmax, and (1) and (2) the two largest:
+
+- `entropy`: -H(p) in nats.
+- `max_prob`: p(1).
+- `margin`: p(1) - p(2).
+- `max_logit`: z(1).
+
+A fifth is built in for comparison, `margin_logit`: z(1) - z(2).
 """
 BUILT_IN = (*METRICS, "margin_logit")
-"""Metrics that cannot be registered anew."""
+"""Metrics that cannot be registered again."""
 
 Score = Callable[[Float[Tensor, "... classes"]], Float[Tensor, "..."]]
 
 
 @dataclass(frozen=True)
 class _Metric:
-    """label: what axes say. low, high: where its scores lie. score: of a metric that is not built in."""
+    """Confidence metric.
+
+    Attributes:
+        label: on axes of figures.
+        low, high: range of its scores.
+        score: function of a registered metric; None for a built-in one.
+    """
 
     label: str
     low: float = -float("inf")
@@ -41,24 +53,34 @@ _KNOWN = {
 
 
 def known_metrics() -> tuple[str, ...]:
-    """The names of all metrics: those built in, then those registered."""
+    """Names of all metrics: built-in ones, then registered ones.
+
+    Example:
+        >>> known_metrics()[:4] == METRICS
+        True
+    """
     return tuple(_KNOWN)
 
 
 def register_metric(
     name: str, score: Score, *, label: str | None = None, low: float = -float("inf"), high: float = float("inf")
 ) -> None:
-    """Makes a metric of your own known: traces, benchmarks and `Confidence` then compute it beside the others.
+    """Register a metric for traces, benchmarks and `Confidence`.
 
     Args:
-        name: a new name. Registering it again replaces the function, as when a notebook's cell is run twice.
-        score: from a head's raw logits [..., classes], float32 or float64, to one score [...]; larger = more
-            confident. With a draft vocabulary the last class is "other".
-        label: what axes of figures say; the name by default.
-        low, high: between which the scores lie; a calibration file whose thresholds lie elsewhere is refused.
+        name: a new name. Registering it again replaces the function, as when a notebook's cell is re-run.
+        score: from a head's logits [..., classes], float32 or float64, to scores [...]; larger = more confident. With a
+            draft vocabulary the last class is "other".
+        label: on axes of figures; the name by default.
+        low, high: range of the scores; a calibration file with thresholds outside it is refused.
 
     Raises:
-        InvalidInputError: the name is a built-in metric's, or none that a column of traces can have.
+        InvalidInputError: the name is a built-in metric's, or not an identifier.
+
+    Example:
+        >>> register_metric("collision", lambda logits: logits.softmax(-1).square().sum(-1), low=0, high=1)
+        >>> "collision" in known_metrics()
+        True
     """
     if name in BUILT_IN or not name.isidentifier():
         raise InvalidInputError(f"register_metric({name!r}): expected an identifier that no built-in metric has.")
@@ -66,36 +88,48 @@ def register_metric(
 
 
 def check_metric(metric: str) -> str:
-    """The metric's name, if it is known. Raises InvalidInputError otherwise."""
+    """The metric's name.
+
+    Raises:
+        InvalidInputError: it is unknown.
+    """
     if not isinstance(metric, str) or metric not in _KNOWN:
         raise InvalidInputError(
-            f"Unknown metric {metric!r}: expected one of {', '.join(_KNOWN)}, or register_metric makes yours known."
+            f"Unknown metric {metric!r}: expected one of {', '.join(_KNOWN)}, or register your own with "
+            "register_metric."
         )
     return metric
 
 
 def axis_label(metric: str) -> str:
-    """What axes say of a metric. A column of traces that is no metric is called by its name."""
+    """Axis label of a metric; the name itself for other columns."""
     return _KNOWN[metric].label if metric in _KNOWN else metric
 
 
 def check_thresholds(metric: str, thresholds: Sequence[float | None]) -> None:
-    """Raises InvalidInputError for thresholds that no score of the metric can be near; rounding is forgiven."""
+    """Refuse thresholds outside the metric's range, beyond rounding.
+
+    Raises:
+        InvalidInputError: there are such.
+    """
     known = _KNOWN[check_metric(metric)]
     outside = [t for t in thresholds if t is not None and not known.low - 1e-3 <= t <= known.high + 1e-3]
     if outside:
         raise InvalidInputError(
-            f"Thresholds {outside} of {metric}: its scores lie between {known.low:g} and {known.high:g}."
+            f"Thresholds {outside} of {metric}: expected values between {known.low:g} and {known.high:g}, the range of "
+            "its scores."
         )
 
 
 def confidence(
     logits: Float[Tensor, "... classes"], metrics: Sequence[str] | None = None
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Scores of each metric (None: of all that are known), in float32 (float64 for float64 logits).
+    """Scores of each metric (None: all known) for logits.
+
+    In float32, or float64 for float64 logits.
 
     Raises:
-        InvalidInputError: an unknown metric, or a registered one that does not give one score a row.
+        InvalidInputError: an unknown metric, or a registered one that does not return one score a row.
     """
     z = logits if logits.dtype == torch.float64 else logits.float()
     top = z.topk(2, dim=-1).values

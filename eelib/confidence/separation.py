@@ -1,7 +1,7 @@
-"""How well a metric tells right head predictions from wrong ones: AUROC, AUPR, risk-coverage. Numbers, no drawing.
+"""Separation of right from wrong head predictions: AUROC, AUPR, risk-coverage.
 
-The positive class is agreement with the full model. Tokens of one sequence are not independent, so every interval is
-a bootstrap over sequences. `eelib.plotting.confidence` draws these tables.
+The positive class is agreement with the full model. Tokens of a sequence are dependent, so every interval is a
+bootstrap over sequences. `eelib.plotting.confidence` draws these tables.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ class Curve(NamedTuple):
 
 
 def curve_of(scores: np.ndarray, agrees: np.ndarray, weights: np.ndarray | None = None) -> Curve:
-    """Risk (share of disagreement) among the tokens that exit, for every coverage (share of tokens that exit), tied
-    scores exiting together.
+    """Risk-coverage curve, tied scores exiting together.
 
-    Declined tokens (-inf) never exit. Tokens count as their `weights` say; None: all the same.
+    Risk is the share of disagreement among the tokens that exit, coverage the share of tokens that exit. Declined
+    tokens (-inf) never exit. `weights` count tokens; None counts each once.
     """
     order = np.argsort(-scores, kind="stable")
     scores, agrees, weights = scores[order], agrees[order], 1 if weights is None else weights[order]
@@ -42,12 +42,12 @@ def curve_of(scores: np.ndarray, agrees: np.ndarray, weights: np.ndarray | None 
 
 
 def risk_coverage(scores: np.ndarray, agrees: np.ndarray) -> pd.DataFrame:
-    """`curve_of` as a table with the columns threshold, coverage and risk."""
+    """Risk-coverage curve as a table: threshold, coverage, risk."""
     return pd.DataFrame(curve_of(scores, agrees)._asdict())
 
 
 def aurc(scores: np.ndarray, agrees: np.ndarray) -> float:
-    """Area under the risk-coverage curve up to full coverage of the rows given; smaller is better."""
+    """Area under the risk-coverage curve up to full coverage; smaller is better."""
     curve = curve_of(scores, agrees)
     widths = np.diff(curve.coverage, prepend=0.0)
     return float((curve.risk * widths).sum() / curve.coverage[-1])
@@ -60,8 +60,8 @@ STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 _NOTHING = (
-    "Every head declines everywhere, or is always right, or always wrong: there is nothing to separate. Train "
-    "heads on more text, leave draft_vocab_size out, or give more text."
+    "Every head always declines, or is always right, or always wrong: there is nothing to separate. Train heads on "
+    "more text, omit draft_vocab_size, or use more text."
 )
 
 
@@ -73,20 +73,20 @@ def measure_separation(
     resamples: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """AUROC, AUPR and AURC per depth and metric, each with a 95% interval, and the AUROC's paired difference to that of
-    `reference` on the same resamples.
+    """AUROC, AUPR and AURC per depth and metric, with 95% intervals.
 
-    Rows where a head declines are left out: it has nothing to be right or wrong about there. Columns: depth, metric,
+    Rows where a head declines are left out: there is no prediction to be right or wrong. Columns: depth, metric,
     declined (share of rows), agreement (of all rows) with _low and _high, {auroc, aupr, aurc} and theirs,
-    auroc_less_{reference} with _low and _high, and p: of no difference, two-sided, from the difference in units of its
-    bootstrap standard deviation (as pROC does, Robin et al. 2011). A head that declines everywhere, or is always right
-    or always wrong, has no row.
+    auroc_less_{reference} (paired, on the same resamples) with _low and _high, and p: two-sided, of no difference, from
+    the difference in units of its bootstrap standard deviation (as pROC does, Robin et al. 2011). A head that always
+    declines, always agrees or never does has no row.
 
     Args:
-        metrics: columns of the traces; `reference` is one of them.
+        metrics: columns of the traces.
+        reference: the one that others are compared with.
 
     Raises:
-        InvalidInputError: no head has a row, or there is no such reference.
+        InvalidInputError: no head has a row, or the reference is not among the metrics.
     """
     if reference not in metrics:
         raise InvalidInputError(f"reference={reference!r}: expected one of the metrics compared, {', '.join(metrics)}.")
@@ -122,8 +122,11 @@ def _weighted(
     sequence: Int[np.ndarray, " token"],
     weights: Int[np.ndarray, "resample sequence"],
 ) -> dict[str, Float[np.ndarray, " resample"]]:
-    """The STATISTICS where each sequence counts as often as it was drawn: all resamples from one sorting of the scores,
-    which sorting anew for each of thousands would take a hundred times longer to give."""
+    """Resampled STATISTICS, from a single sort of the scores.
+
+    Each sequence counts as often as it was drawn. A sort for each of thousands of resamples would take a hundred times
+    as long.
+    """
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)
     found = []
@@ -151,19 +154,19 @@ def compare_separation(
     resamples: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`measure_separation` on several kinds of text, p-values corrected for the number of comparisons.
+    """`measure_separation` on several kinds of text, with corrected p-values.
 
     Args:
-        texts: for each kind of text its traces.
-        metrics: those that are compared with `reference`, which is one of them.
-        beside: more columns of scores, such as `combined`: measured alike, but no part of the comparison.
+        texts: traces by kind of text.
+        metrics: compared with `reference`, which is one of them.
+        beside: further columns of scores, such as `combined`: measured alike, but not part of the comparison.
 
     Returns:
         One row per text, depth and metric: text, the columns of `measure_separation`, and p_corrected (Bonferroni: p
-        times the number of comparisons, 1 at most; NaN for `reference` and what is `beside`).
+        times the number of comparisons, at most 1; NaN for `reference` and `beside`).
     """
-    given = {"reference": reference, "resamples": resamples, "seed": seed}
-    tables = {text: measure_separation(traces, [*metrics, *beside], **given) for text, traces in texts.items()}
+    options = {"reference": reference, "resamples": resamples, "seed": seed}
+    tables = {text: measure_separation(traces, [*metrics, *beside], **options) for text, traces in texts.items()}
     table = pd.concat(tables, names=["text", None]).reset_index("text").reset_index(drop=True)
     compared = table.metric.isin(metrics) & (table.metric != reference)
     table["p_corrected"] = (table.p * compared.sum()).clip(upper=1).where(compared)
@@ -175,15 +178,15 @@ def judge_reference(table: pd.DataFrame, reference: str = "entropy", level: floa
 
     Args:
         table: from `compare_separation`.
-        level: below which p_corrected is a difference.
+        level: significance level for p_corrected.
 
     Returns:
-        One row per text and depth: text, depth, best (`no` where another metric separates better, `yes` where the
-        reference separates better than every other, else `undecided`), better (the metrics that separate better),
-        rival (the best other metric), and the rival's auroc_less_{reference} with _low and _high, and p_corrected.
+        One row per text and depth: text, depth, best (`no` if another metric separates better, `yes` if the reference
+        separates better than every other, else `undecided`), better (metrics that separate better), rival (the best
+        other metric), and the rival's auroc_less_{reference} with _low and _high, and p_corrected.
 
     Raises:
-        InvalidInputError: the table compares nothing with such a reference.
+        InvalidInputError: the table compares nothing with this reference.
     """
     lead = f"auroc_less_{reference}"
     if lead not in table or not table.p_corrected.notna().any():
@@ -204,14 +207,14 @@ def judge_reference(table: pd.DataFrame, reference: str = "entropy", level: floa
 
 
 def density_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, bins: int = 40) -> pd.DataFrame:
-    """Densities of the scores of right and of wrong tokens, per depth and metric.
+    """Score densities of right and wrong tokens, per depth and metric.
 
-    Bins are those of all depths together, from the 0.5th to the 99.5th percentile of a metric's scores. Declined
-    tokens have no score. Columns: depth, metric, agrees, score (a bin's middle), density. A depth whose head is always
-    right, or always wrong, has rows of that only.
+    Bins are common to all depths, from the 0.5th to the 99.5th percentile of a metric's scores. Declined tokens have no
+    score. Columns: depth, metric, agrees, score (a bin's middle), density. A head that is always right, or always
+    wrong, has rows of that kind only.
 
     Raises:
-        InvalidInputError: every head declines everywhere.
+        InvalidInputError: all heads always decline.
     """
     spoken, rows = _spoken(traces), []
     edges = {metric: np.linspace(*spoken[metric].quantile([0.005, 0.995]), bins + 1) for metric in metrics}
@@ -224,13 +227,13 @@ def density_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, bins: 
 
 
 def roc_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, points: int = 101) -> pd.DataFrame:
-    """ROC curves, per depth and metric, at evenly spaced false-positive rates.
+    """ROC curves per depth and metric, at evenly spaced false-positive rates.
 
-    Declined tokens are left out, and so is a depth whose head is always right, or always wrong. Columns: depth, metric,
+    Left out are declined tokens, and heads that are always right or always wrong. Columns: depth, metric,
     false_positive_rate, true_positive_rate.
 
     Raises:
-        InvalidInputError: that leaves nothing.
+        InvalidInputError: nothing is left.
     """
     at, curves = np.linspace(0, 1, points), []
     for depth, table in _spoken(traces).groupby("depth"):
@@ -242,13 +245,13 @@ def roc_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, points: in
 
 
 def risk_coverage_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, points: int = 100) -> pd.DataFrame:
-    """Risk-coverage curves, per depth and metric, at evenly spaced coverages from 0.01 on.
+    """Risk-coverage curves per depth and metric, at evenly spaced coverages.
 
-    Coverage is a share of all tokens, declined ones included, so a curve ends where the head speaks no more. Columns:
-    depth, metric, coverage, risk. A head that always declines has no rows.
+    Coverage is a share of all tokens, declined ones included, so a curve ends where the head declines. Columns: depth,
+    metric, coverage, risk. A head that always declines has no rows.
 
     Raises:
-        InvalidInputError: all heads do.
+        InvalidInputError: all heads always decline.
     """
     curves = []
     for depth, table in traces.groupby("depth"):
@@ -262,7 +265,7 @@ def risk_coverage_table(traces: pd.DataFrame, metrics: Sequence[str] = METRICS, 
 
 
 def _spoken(traces: pd.DataFrame) -> pd.DataFrame:
-    """The rows where a head does not decline."""
+    """Rows where a head does not decline."""
     spoken = traces[traces.head_token >= 0]
     if spoken.empty:
         raise InvalidInputError(_NOTHING)

@@ -1,4 +1,4 @@
-"""Traces: what every head would have said at every position of a text, beside what the model says."""
+"""Teacher-forced traces: predictions of every head and the model, position by position."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,21 +28,28 @@ def record_traces(
     draft: int = 1,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """One row per sequence, position and head, in that order.
+    """Record every head's prediction and confidence at every position.
 
-    Columns: sequence; position (the token read there; the head predicts position + 1); head; depth; one per metric
-    (where "other" leads, the head declines: -inf, which no threshold lets pass); agrees (the head's token is the
-    model's); head_token (-1 where it declines); teacher_token. A calibration takes over `attrs["heads_fingerprint"]`.
+    One row per sequence, position and head, in that order. Columns: sequence; position (of the token read; the head
+    predicts position + 1); head; depth; one per metric (-inf where the head declines because "other" leads, which no
+    threshold lets pass); agrees (the head's token is the model's); head_token (-1 where it declines); teacher_token.
+    `attrs["heads_fingerprint"]` is for a calibration.
 
     Args:
-        sequences: token ids, one document each, as tensors [position], arrays, lists, or what a tokenizer returns; fed
-            as they are, so drafts never condition on drafts.
-        loss_mask: for each sequence a mask [position] of the positions to record (`Corpus.loss_mask`); None for all.
-        draft: heads of kind `fused` answer as when this is the first, second, ... draft in a row: behind the first one
-            with their own guess in place of what the unembedding read. The others always answer alike.
+        sequences: token ids, one document each, as tensors [position], arrays, lists, or a tokenizer's output; teacher
+            forced, so drafts never condition on drafts.
+        loss_mask: for each sequence a mask of the positions to record (`Corpus.loss_mask`); None for all.
+        draft: which of several consecutive drafts `fused` heads make; after the first, their own prediction stands in
+            for the unembedding's input. Other heads are unaffected.
 
     Raises:
-        CorpusError: no sequences. InvalidInputError: something else than token ids, or a model in training mode.
+        CorpusError: no sequences.
+        InvalidInputError: not token ids, or a model in training mode.
+
+    Example:
+        >>> traces = record_traces(model, heads, sequences)
+        >>> len(traces) == len(heads.depths) * sum(map(len, sequences))
+        True
     """
     asked = [(heads, draft)]
     (traces,) = record_traces_of(model, asked, sequences, loss_mask=loss_mask, batch_size=batch_size)
@@ -58,13 +65,15 @@ def record_traces_of(
     loss_mask: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> list[pd.DataFrame]:
-    """The traces of several heads in one pass of the model: a table for each pair of heads and draft, as
-    `record_traces` takes and returns them."""
+    """Traces of several heads in one pass of the model.
+
+    A table for each pair of heads and draft, otherwise as `record_traces`.
+    """
     backbone = Backbone.of(model)
     check_mode(backbone.model)
     sequences, loss_mask = masked_sequences(sequences, loss_mask, backbone.n_tokens)
     if not sequences:
-        raise CorpusError("No sequences to record traces of.")
+        raise CorpusError("No sequences to record traces of: expected at least one.")
     depths = sorted({depth for heads, _ in asked for depth in heads.depths} | {backbone.n_blocks})
     tables: list[list[pd.DataFrame]] = [[] for _ in asked]
     for start in tqdm(range(0, len(sequences), batch_size), desc="recording traces", unit="batch"):
@@ -94,7 +103,10 @@ def _in_order(tables: list[pd.DataFrame], heads: ExitHeads) -> pd.DataFrame:
 
 
 def _previous(heads: ExitHeads, depth: int, states: dict[int, Tensor], draft: int, real: Tensor) -> Tensor | None:
-    """For heads that read it: what the unembedding read one position back, or what they would have put in its place."""
+    """For `fused` heads, the unembedding's input one position back.
+
+    For later drafts, their own prediction of it.
+    """
     if not heads.reads_previous:
         return None
     previous = _one_back(heads.backbone.normalise(states[heads.backbone.n_blocks]))
@@ -104,17 +116,17 @@ def _previous(heads: ExitHeads, depth: int, states: dict[int, Tensor], draft: in
 
 
 def _one_back(final: Float[Tensor, "batch position width"]) -> Tensor:
-    """For each position what is at the one before it; nothing at all before the first."""
+    """Each position's predecessor; zeros before the first."""
     return F.pad(final[:, :-1], (0, 0, 1, 0))
 
 
 def _rows_at_once(backbone: Backbone) -> int:
-    """So many rows that their logits, and what is computed from them on the way, stay at some 300 MB."""
+    """Rows whose logits, with intermediate results, fit into some 300 MB."""
     return max(1, 2**24 // backbone.vocab_size)
 
 
 def _read(heads: ExitHeads, depth: int, hidden: Tensor, previous: Tensor | None) -> dict[str, Tensor]:
-    """Scores and token of one head for states [token, hidden], a chunk at a time to bound the memory."""
+    """Scores and token of one head for states [token, hidden], in chunks."""
     chunks, rows = [], _rows_at_once(heads.backbone)
     parts = hidden.split(rows)
     for part, before in zip(parts, [None] * len(parts) if previous is None else previous.split(rows), strict=True):

@@ -1,4 +1,4 @@
-"""Text to train, calibrate and test on: written by the model itself, read from files, or streamed from the Hub."""
+"""Text for training, calibration and testing: self-generated, from files, or streamed."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Programming tasks of HumanEval as words for the user: to complete a function, or to write one that is described."""
+"""HumanEval's tasks as prompts: code to complete, or a description."""
 
 import ast
 import re
@@ -7,12 +7,15 @@ _EXAMPLES = re.compile(r">>>|(?:\bfor )?\bexamples?\b|\bfor instance\b|==>|➞",
 
 
 def completion(prompt: str) -> str:
-    """Asks for the rest of a function, its signature and docstring given: answers repeat much of that."""
+    """Prompt to complete a function; answers repeat much of it."""
     return f"Complete this function:\n\n```python\n{prompt.strip()}\n```"
 
 
 def description(prompt: str) -> str:
-    """Asks for the same function in words, in one line, without code and without examples: answers repeat little."""
+    """Prompt to write the function from one line; answers repeat little.
+
+    In words, without code and examples.
+    """
     functions = [node for node in ast.parse(prompt).body if isinstance(node, ast.FunctionDef)]
     function = functions[-1]  # helpers come first
     words = _EXAMPLES.split(ast.get_docstring(function) or "")[0]

@@ -1,6 +1,6 @@
-"""Text as sequences of tokens: written by the model itself, read from a file, or streamed from the Hub.
+"""Corpora: token sequences, self-generated, read from a file, or streamed.
 
-A sequence is one document, cut at `length` tokens and never packed with another: packed rows are not independent.
+A sequence is one document, cut at `length` tokens and never packed with others: packed rows are not independent.
 """
 
 import hashlib
@@ -20,17 +20,28 @@ from eelib.errors import CorpusError
 from eelib.workspace import atomic_write, expanded
 
 SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
-"""Shares of the documents. Which split a document falls in is a hash of its own tokens, so it never moves; but one that
-begins with a given prompt is for training, since others begin with the same."""
+"""Shares of the documents.
+
+A document's split is a hash of its own tokens, so it never moves; but one that begins with a given prompt is for
+training, since others begin with the same.
+"""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Three disjoint lists of sequences, each a 1-D LongTensor, and what they were made of.
+    """Three disjoint splits of token sequences, and where they come from.
 
-    loss_mask: per split and sequence the positions that count, a mask as long as the sequence. A position stands for
-    what is said next; where a chat template goes on by itself, that says nothing about a head.
-    written: documents before duplicates were dropped.
+    Attributes:
+        train, calibration, test: sequences, each a 1-D LongTensor.
+        loss_mask: per split and sequence a mask of the positions that count. A position stands for the next token;
+            where the chat template dictates that, it says nothing about a head.
+        written: number of documents before duplicates were dropped.
+        made_of: source and settings.
+
+    Example:
+        >>> corpus = load_corpus(CorpusConfig(documents=80, length=24), model, tokenizer)
+        >>> list(corpus.report().columns)[:4]
+        ['split', 'documents', 'duplicates', 'tokens']
     """
 
     train: list[Tensor]
@@ -41,7 +52,7 @@ class Corpus:
     made_of: dict = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Writes train.parquet, calibration.parquet, test.parquet (columns `tokens`, `loss_mask`) and corpus.json."""
+        """Write one parquet file per split (`tokens`, `loss_mask`), and corpus.json."""
         folder = expanded(folder)
         for split in SPLITS:
             tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
@@ -54,28 +65,35 @@ class Corpus:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Corpus":
-        """Raises CorpusError where there is no corpus, or one of an earlier version."""
+        """Read what `save` wrote.
+
+        Raises:
+            CorpusError: no corpus there, or one of an older layout.
+        """
         folder = expanded(folder)
         files = ["corpus.json", *(f"{split}.parquet" for split in SPLITS)]
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise CorpusError(
-                f"No corpus in {folder}: {', '.join(missing)} missing. `eelib.load_corpus` makes one, and "
-                "`Corpus.save` writes it."
+                f"No corpus in {folder}: {', '.join(missing)} missing. Make one with `eelib.load_corpus` and save it "
+                "with `Corpus.save`."
             )
         tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in SPLITS}
         if any("loss_mask" not in table for table in tables.values()):
             raise CorpusError(
-                f"The corpus in {folder} does not say which positions count: make it anew with `eelib.load_corpus`."
+                f"The corpus in {folder} has no loss mask, so an earlier version wrote it: make it again with "
+                "`eelib.load_corpus`."
             )
         splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
         loss_mask = {s: [torch.from_numpy(mask.copy()) for mask in table.loss_mask] for s, table in tables.items()}
         return cls(**splits, loss_mask=loss_mask, **json.loads((folder / "corpus.json").read_text(encoding="utf-8")))
 
     def report(self) -> pd.DataFrame:
-        """What each split holds, one row each: documents, duplicates dropped (over all splits, before splitting),
-        tokens, loss_tokens (those that the loss mask lets through), different tokens, and the share of loss_tokens that
-        repeat: the last of eight tokens that stood in the same document before.
+        """Size and repetition of each split, one row each.
+
+        Columns: documents, duplicates dropped (over all splits, before splitting), tokens, loss_tokens (where the loss
+        mask holds), distinct tokens, and the share of loss_tokens that repeat: the last of eight tokens that occurred
+        in the same document before.
         """
         rows, kept = [], sum(len(getattr(self, split)) for split in SPLITS)
         for split in SPLITS:
@@ -97,17 +115,21 @@ def load_corpus(
     scratch: str | Path | None = None,
     teacher: Teacher | None = None,
 ) -> Corpus:
-    """The corpus that `config` describes, duplicates dropped, split by document.
+    """Generate or read a corpus, deduplicate it, and split by document.
 
     Args:
-        scratch: folder for the finished batches of self-generation, which a later call with the same config goes on
-            from, and where several processes meet; None keeps nothing.
-        teacher: where to cache the outputs on the model's own text while it writes it, so that it need not be run
-            again for training.
+        scratch: folder for finished batches of self-generation, from which a later call with the same config resumes,
+            and where several processes meet; None keeps nothing.
+        teacher: caches its outputs on the model's own text during generation, to save a pass in training.
 
     Raises:
-        CorpusError: no document, one that cannot be read, fewer than asked for, or a split that stays empty.
-        TeacherError: there is no room to cache the outputs.
+        CorpusError: no document, an unreadable one, fewer than requested, or an empty split.
+        TeacherError: no disk space for teacher outputs.
+
+    Example:
+        >>> corpus = load_corpus(CorpusConfig(documents=80, length=24), model, tokenizer)
+        >>> len(corpus.train) > len(corpus.test) > 0
+        True
     """
     if config.source == "self":
         documents = write_documents(config, model, tokenizer, None if scratch is None else expanded(scratch), teacher)
@@ -125,14 +147,14 @@ def load_corpus(
             loss_mask[split].append(mask)
     if config.documents is not None and written < config.documents:
         raise CorpusError(
-            f"{config.source!r} ran out: it has {written} documents of at least {SHORTEST} tokens, and "
-            f"{config.documents} were asked for. Give more text, or say documents=None for all there is."
+            f"{config.source!r} ran out: it has {written} documents of at least {SHORTEST} tokens, expected "
+            f"{config.documents}. Add text, or set documents=None for all there is."
         )
     empty = [split for split, sequences in splits.items() if not sequences]
     if empty:
         raise CorpusError(
-            f"{config.source!r} gave {len(seen)} different documents of at least {SHORTEST} tokens, which leaves no "
-            f"{' and no '.join(empty)} text: give more documents."
+            f"{config.source!r} has {len(seen)} different documents of at least {SHORTEST} tokens, which leaves no "
+            f"{' and no '.join(empty)} text: use more documents."
         )
     made_of = {**asdict(config), "temperatures": [*config.temperatures], "model": model.config._name_or_path}
     return Corpus(**splits, loss_mask=loss_mask, written=written, made_of=made_of)
@@ -148,7 +170,7 @@ def _split_of(digest: bytes) -> str:
 
 
 def _repeats(tokens: Tensor, n: int = 8) -> np.ndarray:
-    """Which positions' next token ends n tokens that stood in the same document before, [position]."""
+    """Positions whose next token completes a repeated n-gram of the document, [position]."""
     found, seen, text = np.zeros(len(tokens), dtype=bool), set(), tokens.tolist()
     for end in range(n - 1, len(text)):
         words = tuple(text[end - n + 1 : end + 1])

@@ -1,4 +1,4 @@
-"""Documents as tokens, one by one: written by the model itself, or read."""
+"""Documents as tokens, one by one: self-generated, or read."""
 
 import hashlib
 import json
@@ -32,25 +32,33 @@ SHORTEST = 16  # tokens; a shorter document says little about the model
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Which text.
+    """Settings of a corpus.
 
-    source: "self" (the model writes it), a packaged one (`eelib.corpus.reading.PACKAGED`), a .jsonl file with a field
-        "text", a .txt file with blank lines between documents, or a dataset that `datasets.load_dataset` knows (a Hub
-        id or a folder), streamed.
-    documents: how many, over all splits, before duplicates are dropped; None for all that a file or dataset has.
-    length: most tokens of a document.
-    The rest is for "self". temperatures: of the model's answers, taken in turn by the documents; 0 is greedy.
-    prompts: file or dataset, as above, of words that the user of every other document begins with, in turn: text for
-        what the heads will be used on. None: the model makes all of them up.
-    invent: the model makes up more prompts of that kind first; then of three documents one begins with a given prompt,
-        one with a prompt of its own that was made up like those, and one with what the model makes up from nothing.
-    prompt_temperature: of the user's words where the model makes them up.
-    prompt_length: those are cut off after so many tokens, and prompts made up like given ones that are longer dropped.
-    loss_on: which positions are trained on and measured: those where the model speaks as itself ("answers") or those
-        where it speaks at all, its user's words too ("words"). What a chat template puts in never counts.
-    batch_size: documents written at once.
-    int8: an eight-bit copy of the model writes (and gives the teacher outputs) where that is quicker.
-    seed: of the sampling.
+    Attributes:
+        source: "self" (the model writes it), a packaged text (`eelib.corpus.reading.PACKAGED`), a .jsonl file with a
+            field "text", a .txt file with blank lines between documents, or a dataset for `datasets.load_dataset` (a
+            Hub id or a folder), streamed.
+        documents: number over all splits, before deduplication; None for all of a file or dataset.
+        length: maximum tokens of a document.
+        temperatures: of the model's answers, cycled over documents; 0 is greedy. This and the rest are for "self".
+        prompts: file or dataset, as above, of prompts that open every other document, in turn: text like that of the
+            heads' later use. None: the model makes all of them up.
+        invent: the model first makes up more such prompts. Then of three documents one opens with a prompt from
+            `prompts`, one with an invented one of its own, and one with what the model makes up from nothing.
+        prompt_temperature: of the user's words that the model makes up.
+        prompt_length: maximum tokens of those; longer invented prompts are dropped.
+        loss_on: positions for training and measuring: those of the model's answers ("answers"), or of the user's words
+            too ("words"). Tokens of the chat template never count.
+        batch_size: documents generated at once.
+        int8: generate (and teach) with an int8 copy of the model where that is faster.
+        seed: of the sampling.
+
+    Raises:
+        InvalidInputError: a setting is out of range.
+
+    Example:
+        >>> CorpusConfig(documents=200, temperatures=[0, 0.8]).temperatures
+        (0.0, 0.8)
     """
 
     source: str = "self"
@@ -71,9 +79,9 @@ class CorpusConfig:
         settle(self, documents=at_least_8, length=Number(least=SHORTEST, whole=True), seed=SEED)
         settle(self, prompt_length=COUNT, batch_size=COUNT, invent=flag, int8=flag, temperatures=_temperatures)
         if self.documents is None and self.source == "self":
-            raise InvalidInputError("documents=None: a model writes without end, so say how many.")
+            raise InvalidInputError("documents=None: expected a number of documents to generate.")
         if self.invent and self.prompts is None:
-            raise InvalidInputError("invent=True: expected `prompts`, a file of examples to make up more like them.")
+            raise InvalidInputError("invent=True: expected `prompts`, a file of examples to invent more from.")
         settle(self, prompt_temperature=POSITIVE)  # at 0 all texts would be the same
         check_known("loss_on", self.loss_on, LOSS_ON)
         settle(self, source=_text_of, prompts=lambda name, given: None if given is None else _text_of(name, given))
@@ -93,7 +101,13 @@ def _temperatures(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 class Document(NamedTuple):
-    """tokens: [position]. loss_mask: [position], which count. shared: other documents begin with the same words."""
+    """One document as tokens.
+
+    Attributes:
+        tokens: [position].
+        loss_mask: positions that count, [position].
+        shared: whether other documents begin with the same words.
+    """
 
     tokens: Tensor
     loss_mask: Tensor
@@ -103,20 +117,25 @@ class Document(NamedTuple):
 def write_documents(
     config: CorpusConfig, model, tokenizer, scratch: Path | None, teacher: Teacher | None
 ) -> Iterator[Document]:
-    """The documents that the model writes: batch by batch, each kept in `scratch` if there is one."""
+    """Documents written by the model, in batches cached in `scratch`, if given."""
     turns, state, context = Turns.of(tokenizer), PartialState(), Backbone.of(model).context_length
     if context is not None and config.length > context:
         raise CorpusError(f"length={config.length}: the model was made for texts of at most {context} tokens.")
     if len(turns.opening) + SHORTEST > config.length:
-        raise CorpusError(f"length={config.length} leaves no room behind an opening of {len(turns.opening)} tokens.")
+        raise CorpusError(
+            f"length={config.length}: expected more than the {len(turns.opening)} tokens of the chat template's "
+            "opening."
+        )
     if not turns.to_model and config.prompts is None and config.prompt_length + 1 >= config.length:
         raise CorpusError(
             f"length={config.length}, prompt_length={config.prompt_length}: without a chat template the first "
-            "prompt_length tokens are the user's words, so nothing would be the model's. Give a greater length or a "
-            "smaller prompt_length."
+            "prompt_length tokens are the user's, which leaves none to the model. Use a greater length or a smaller "
+            "prompt_length."
         )
     if scratch is None and state.num_processes > 1:
-        raise InvalidInputError("Several processes share the writing through files: give load_corpus a `scratch`.")
+        raise InvalidInputError(
+            "Several processes share generated text through files: pass load_corpus a `scratch` folder."
+        )
     given, most = [], config.length - len(turns.opening) - SHORTEST
     if config.prompts is not None:
         given = given_prompts(config.prompts, most, config.documents, tokenizer)
@@ -148,7 +167,7 @@ def write_documents(
 
 
 def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: int, file: Path | None) -> list[str]:
-    """A prompt for every third document, if there are to be any; kept in a file, if there is one, for the next call."""
+    """Invented prompts for every third document, cached in `file`, if requested."""
     if not config.invent:
         return []
     if file is not None and file.is_file():
@@ -166,7 +185,7 @@ def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: in
 def _write_batch(
     config: CorpusConfig, model, turns: Turns, begun: Sequence[Opening], start: int, teacher: Teacher | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and loss masks of the documents from number `start` on, which begin so; [row, position]."""
+    """Tokens and loss masks of the documents from `start` on, [row, position]."""
     generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + start)
     text = generate_texts(
         model, turns, config.length, [opening.temperature for opening in begun], config.prompt_temperature,
@@ -181,7 +200,7 @@ def _write_batch(
 
 
 def read_tokenized(config: CorpusConfig, tokenizer) -> Iterator[Document]:
-    """The documents of a file or dataset, as `config.source` names it; every position counts."""
+    """Documents of the file or dataset `config.source`; every position counts."""
     texts = tqdm(read_documents(config.source), desc="reading text", unit="document")
     tokens = (tokenizer(t, truncation=True, max_length=config.length, return_tensors="pt").input_ids[0] for t in texts)
     for document in islice((t for t in tokens if len(t) >= SHORTEST), config.documents):

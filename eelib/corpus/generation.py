@@ -1,7 +1,7 @@
-"""Text in the model's own words, in large batches: with a chat template whole conversations, both sides of them.
+"""Self-generated text in large batches: whole conversations, both sides of them.
 
-Every row is as long as every other at every step, so nothing is padded and nothing is wasted: where a turn ends the
-template's tokens are put in, and the same row goes on with the other side's words.
+All rows have the same length at every step, so nothing is padded: where a turn ends, the template's tokens are inserted
+and the row goes on with the other side's words.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,10 @@ _FEWEST_ROWS = 48  # but at least of so many rows: each time the whole unembeddi
 
 
 class TeacherBuffer:
-    """Teacher outputs on texts of the same length, filled position by position; states in bfloat16."""
+    """Teacher outputs on texts of one length, filled position by position.
+
+    States are in bfloat16.
+    """
 
     def __init__(self, backbone: Backbone, depths: Sequence[int], rows: int, length: int):
         width, dtype = backbone.unembedding.weight.shape[1], backbone.model.dtype
@@ -39,7 +42,7 @@ class TeacherBuffer:
         self._argmax = torch.empty(rows, length, dtype=torch.long)
 
     def put(self, position: int, outputs: TeacherOutputs) -> None:
-        """What the model says at one position of every row."""
+        """Store the outputs at one position of every row."""
         for depth, state in outputs.states.items():
             self._states[depth][:, position] = state
         self._final[:, position] = outputs.final
@@ -47,7 +50,7 @@ class TeacherBuffer:
         self._argmax[:, position] = outputs.argmax
 
     def of_row(self, row: int, loss_mask: Bool[Tensor, " position"]) -> TeacherOutputs:
-        """The outputs on the positions of one text that count."""
+        """Outputs at the positions of one text that count."""
         states = {depth: state[row, loss_mask] for depth, state in self._states.items()}
         rest = (part[row, loss_mask] for part in (self._final, self._log_normaliser, self._argmax))
         return TeacherOutputs(states, *rest)
@@ -55,10 +58,13 @@ class TeacherBuffer:
 
 @dataclass(frozen=True)
 class GeneratedTexts:
-    """A batch of texts.
+    """A batch of generated texts.
 
-    tokens: [row, position]. by_model, by_user: at which positions the next token is chosen by the model in
-    that role; at the others it is the template's, or given. teacher_outputs: the model's on the way, if asked for.
+    Attributes:
+        tokens: [row, position].
+        by_model, by_user: positions whose next token the model chose in that role; at the others the template or a
+            prompt did.
+        teacher_outputs: of the model on the way, if requested.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -80,18 +86,19 @@ def generate_texts(
     prompts: Sequence[Sequence[int]] = (),
     int8: bool = False,
 ) -> GeneratedTexts:
-    """One text a row, of `length` tokens, that the model makes up: the user's words, its answer, the next question.
+    """Generate one conversation per row: user, model, user, ...
 
     Args:
-        turns: what stands between the words. A model without a chat template goes on from its opening, and its first
-            `prompt_length` tokens are the user's words.
+        turns: the template's tokens between the words. Without a chat template the model continues from the opening,
+            and its first `prompt_length` tokens are the user's words.
+        length: tokens of each text.
         temperatures: of each row's answers; 0 is greedy.
         prompt_temperature: of the user's words in every row.
-        prompt_length: the user's words are cut off after so many tokens.
-        depths: where to keep the hidden states, for teacher outputs.
-        prompts: for each row the tokens that its user begins with; where there are none, the model makes them up.
-        int8: an eight-bit copy of the model writes (and teaches, if there are `depths`), its keys and values kept in
-            bfloat16. For a CPU.
+        prompt_length: maximum tokens of the user's words.
+        depths: where to keep hidden states, for teacher outputs.
+        prompts: tokens with which each row's user begins; where empty, the model makes them up.
+        int8: generate (and teach, with `depths`) with an int8 copy of the model, keys and values in bfloat16. For a
+            CPU.
     """
     rows, device = len(temperatures), model.device
     backbone, cache = Backbone.of(model), KVCache(model.config, length, kept_in=torch.bfloat16 if int8 else None)
@@ -130,10 +137,11 @@ def generate_texts(
 
 
 class _Sides:
-    """Whose turn it is in each row, and how much of the template is still to come before the other side speaks.
+    """Whose turn it is in each row, and pending template tokens.
 
-    answering: the model speaks as itself, not as the user, [row]. reciting: the user's words are given ones, [row].
-    speaking: somebody does, not the template, [row].
+    answering: the model speaks as itself, not as the user, [row].
+    reciting: the user's words come from a prompt, [row].
+    speaking: a side speaks, not the template, [row].
     """
 
     def __init__(self, turns: Turns, prompt_length: int, prompts: Sequence[Sequence[int]], device: torch.device):
@@ -156,13 +164,13 @@ class _Sides:
         return self.left == 0
 
     def begin(self) -> None:
-        """Before a token is drawn: ends the prompts that have got too long."""
+        """End the user's words that have grown too long, before a draw."""
         ended = self.speaking & ~self.answering & (self.said >= self.limit)
         self.left = torch.where(ended, self.sizes[0], self.left)
         self._hand_over(ended & (self.left == 0))
 
     def take(self, drawn: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """The tokens that come next: those drawn where a side speaks, else the template's."""
+        """Next tokens: the drawn ones where a side speaks, else the template's."""
         side, speaking = self.answering.long(), self.speaking
         recited = self.prompts.gather(1, self.said.clamp(max=self.prompts.shape[1] - 1)[:, None]).squeeze(1)
         drawn = torch.where(self.reciting & speaking, recited, drawn)
@@ -187,7 +195,10 @@ def _choose(
     temperature: Float[Tensor, " row"],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A token for each row, the most likely one, and the log normaliser, for a few rows at once."""
+    """Sampled token, argmax and log normaliser of each row.
+
+    A few rows at a time bound the memory.
+    """
     parts, rows = [], max(_FEWEST_ROWS, _LARGEST // backbone.vocab_size)
     for some, warmth in zip(final.split(rows), temperature.split(rows), strict=True):
         logits = backbone.postprocess(unembedding(some)).float()
@@ -198,11 +209,10 @@ def _choose(
 def sample_tokens(
     logits: Float[Tensor, "row vocab"], temperature: Float[Tensor, " row"], generator: torch.Generator, chunk: int = 256
 ) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
-    """A token for each row from softmax(logits / temperature), the most likely one where the temperature is 0; and the
-    most likely ones of all rows.
+    """Tokens sampled from softmax(logits / temperature), and the argmax of all rows.
 
-    By chunks of the vocabulary first, then within one: much quicker on a CPU than argmax, and than torch.multinomial,
-    which takes the logarithm of a random number for every token of every row.
+    Temperature 0 takes the argmax. By chunks of the vocabulary first, then within one: on a CPU much faster than
+    argmax, and than torch.multinomial, which takes the logarithm of a random number for every token of every row.
     """
     chunks = F.pad(logits.float(), (0, -logits.shape[1] % chunk), value=float("-inf"))
     chunks = chunks.unflatten(1, (-1, chunk))  # [row, chunk, token]
@@ -229,10 +239,10 @@ def _chosen(chunks: Float[Tensor, "row chunk token"], which: Int[Tensor, " row"]
 def _attention_of_one_query(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """One query a row over all its keys, in their type. Heads that share keys are one head with several queries:
-    torch's CPU kernel is slow for a single one, and copies shared keys for every head.
+    """Attention of one query per row, batched over shared heads.
 
-    query [row, head, 1, width]; key and value [row, group, position, width], each group shared by some heads.
+    torch's CPU kernel is slow for a single query, and copies shared keys for every head. query [row, head, 1, width];
+    key and value [row, group, position, width].
     """
     dtype, query = query.dtype, query.to(key.dtype)
     scaling, bias = kwargs.get("scaling"), kwargs.get("position_bias")

@@ -1,4 +1,4 @@
-"""Words for the user to begin a chat with: given ones, and more of their kind that the model makes up."""
+"""Prompts that open a chat: from a file, or invented."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +23,10 @@ _FEWEST = 4  # tokens of a prompt that is made up
 class Opening:
     """How a document begins.
 
-    temperature: of the answers in it; 0 is greedy. words: the user's first ones, as tokens; none where the model
-    makes them up in the chat. shared: other documents begin with the same.
+    Attributes:
+        temperature: of its answers; 0 is greedy.
+        words: tokens of the user's first words; empty where the model makes them up.
+        shared: whether other documents begin with the same.
     """
 
     temperature: float
@@ -35,8 +37,9 @@ class Opening:
 def openings(
     documents: int, temperatures: Sequence[float], given: Sequence[Sequence[int]], invented: Sequence[Sequence[int]]
 ) -> list[Opening]:
-    """Of so many documents: in turn one without words, one with a given prompt, one with an invented prompt of its own,
-    as far as there are such. A given prompt meets every temperature in turn, but is answered greedily only once.
+    """Openings of the documents: without, given and invented prompts in turn.
+
+    As far as there are such. A given prompt meets every temperature in turn, but is answered greedily only once.
     """
     found, again = [], [t for t in temperatures if t > 0] or temperatures
     ways = 1 + bool(given) + bool(invented)
@@ -55,7 +58,9 @@ def openings(
 
 
 def given_prompts(source: str, most: int, limit: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts of a file or dataset (`read_documents`) that have from 1 to `most` tokens, of the first `limit`.
+    """Texts of a source that are short enough for prompts.
+
+    They have 1 to `most` tokens, and are among the first `limit`.
 
     Raises:
         CorpusError: there is none.
@@ -64,8 +69,8 @@ def given_prompts(source: str, most: int, limit: int, tokenizer: PreTrainedToken
     fitting = [text for text in texts if 0 < len(tokenizer(text, add_special_tokens=False).input_ids) <= most]
     if not fitting:
         raise CorpusError(
-            f"{source!r} has {len(texts)} prompts, none of 1 to {most} tokens, leaving room for an answer in a "
-            "document: give shorter ones, or a larger `length`."
+            f"{source!r} has {len(texts)} prompts, none of 1 to {most} tokens, which would leave room for an answer: "
+            "use shorter prompts, or a greater `length`."
         )
     return fitting
 
@@ -79,12 +84,13 @@ def invent_prompts(
     seed: int = 0,
     int8: bool = False,
 ) -> list[str]:
-    """So many different prompts of up to `most` tokens, of one line each, made up as one more item behind a list of a
-    few of the given ones, of those of one line where there are any. These are neighbours, which in a file are often of
-    one kind, from all over the given ones.
+    """Prompts invented by the model as continuations of a list.
+
+    They are distinct, of one line and up to `most` tokens. The examples are neighbours, which in a file are often of
+    one kind, from all over the given ones; of one line where there are such.
 
     Raises:
-        CorpusError: the model hardly makes up any.
+        CorpusError: hardly any are new.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     of_one_line = [text for text in given if "\n" not in text.strip()]
@@ -103,8 +109,8 @@ def invent_prompts(
             new = {line: None for line in new if line and line not in found and line not in examples}
             if len(new) < rows / 32:
                 raise CorpusError(
-                    f"Of {rows} prompts that {model.config._name_or_path} made up like those given, {len(new)} were "
-                    f"new and ended within {most} tokens: set `invent` to false, or give more and shorter prompts."
+                    f"Of {rows} prompts that {model.config._name_or_path} invented, {len(new)} were new and ended "
+                    f"within {most} tokens: set `invent` to false, or use more and shorter prompts."
                 )
             found |= new
             bar.update(min(len(new), count - bar.n))
@@ -112,7 +118,7 @@ def invent_prompts(
 
 
 def _first_line(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What is written up to the end of the line; None if that has no end, is too short, or holds a special token."""
+    """The first line; None if unfinished, too short, or with special tokens."""
     text = tokenizer.decode(tokens)
     line, end, _ = text.partition("\n")
     words = tokenizer(line, add_special_tokens=False).input_ids

@@ -1,4 +1,4 @@
-"""Text that is not the model's own: a file of documents, or a dataset streamed from the Hub."""
+"""Reading of text: files of documents, or datasets of the Hub."""
 
 import gzip
 import json
@@ -50,20 +50,26 @@ PACKAGED = {
     "code_description": partial(_code, code.description),
     "code_prompts": _code_prompts,
 }
-"""Text of other kinds than a model's own that needs no download, by name: hellaswag, what people do every day, in 100
-short paragraphs (contexts with their right endings); pydoc, Python's reference by topic, with examples of code;
-benchmark_prompts, questions and contexts of benchmarks that nothing is measured on, to begin chats with;
-code_completion and code_description, HumanEval's tasks as code to complete and in words;
-code_prompts, both of those that nothing is measured on."""
+"""Packaged texts, not the model's own, by name.
+
+- `hellaswag`: 100 short paragraphs on everyday activities (contexts with their right endings).
+- `pydoc`: Python's reference by topic, with code examples.
+- `benchmark_prompts`: questions and contexts of benchmarks, not used for measurement, as prompts.
+- `code_completion`, `code_description`: HumanEval's tasks, as code to complete and as descriptions.
+- `code_prompts`: both, of those not used for measurement.
+"""
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """The documents of a packaged source (`PACKAGED`), of a .jsonl file with a field "text", of a .txt file with blank
-    lines between them (both in UTF-8, and compressed where the name ends in .gz), or of a dataset that
-    `datasets.load_dataset` knows (a Hub id or a folder), streamed. `~` and `$VARIABLES` in a path are expanded.
+    """Documents of a packaged source, a file, or a dataset.
+
+    Args:
+        source: a name in `PACKAGED`; a .jsonl file with a field "text", or a .txt file with blank lines between
+            documents (UTF-8, gzipped if the name ends in .gz; `~` and `$VARIABLES` are expanded); or a dataset for
+            `datasets.load_dataset` (a Hub id or a folder), streamed.
 
     Raises:
-        CorpusError: it cannot be read, or holds something else.
+        CorpusError: it is unreadable, or holds something else.
     """
     if source in PACKAGED:
         yield from PACKAGED[source]()
@@ -73,7 +79,7 @@ def read_documents(source: str) -> Iterator[str]:
     if kind not in (".jsonl", ".txt"):
         yield from _stream(str(path) if path.is_dir() else source)
     elif not path.is_file():
-        raise CorpusError(f"No file {source}.")
+        raise CorpusError(f"No file {source}: expected a .txt or .jsonl file.")
     elif kind == ".jsonl":
         for number, line in _lines(path):
             if line.strip():
@@ -89,8 +95,10 @@ def read_documents(source: str) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file in UTF-8, compressed by gzip where it ends in .gz, with their numbers from 1 on. Only a line
-    feed ends a line: other separators that Unicode knows may stand inside a JSON string."""
+    """Numbered lines of a UTF-8 file, gzipped if it ends in .gz.
+
+    Only a line feed ends a line: Unicode's other separators may occur inside a JSON string.
+    """
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
     try:
@@ -122,7 +130,7 @@ def _stream(source: str) -> Iterator[str]:
         for row in rows:
             yield row["text"]
     except KeyError as error:
-        raise CorpusError(f"Dataset {source!r} has no column 'text', but {sorted(row)}.") from error
+        raise CorpusError(f"Dataset {source!r} has no column 'text': it has {', '.join(sorted(row))}.") from error
     except Exception as error:  # whatever the library and the network raise, the user needs one sentence
         raise CorpusError(
             f"Cannot read dataset {source!r}: {error}. Expected 'self', a .txt or .jsonl file, a folder of data "

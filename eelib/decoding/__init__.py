@@ -1,4 +1,4 @@
-"""Decoding with early exits, verified by the full model (DSSD) or not, one policy or another."""
+"""Decoding with early exits, verified by the full model (DSSD) or not."""
 
 import lazy_loader
 

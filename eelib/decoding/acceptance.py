@@ -1,8 +1,8 @@
-"""Accepting drafts: how a token is drawn from scores, and a draft judged, greedily or by speculative sampling.
+"""Acceptance of drafts, greedily or by speculative sampling.
 
 Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): a draft x drawn from q is
-accepted with probability min(1, p(x) / q(x)); where it is not, the token is drawn from the positive part of p - q. What
-stands then is distributed as p, whatever q was, provided that q and the choice to draft at all were fixed before x was.
+accepted with probability min(1, p(x) / q(x)); otherwise a token is drawn from the positive part of p - q. The result is
+distributed as p, whatever q, provided that q and the choice to draft at all were fixed before x was.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Draft:
-    """A token that the full model is to judge.
+    """Drafted token, for the full model to judge.
 
-    depth: of the head that drafted it; 0 where it was looked up in the text.
-    score: of the exit.
-    probabilities: what it was drawn from, [vocab]; None where it was not drawn: the likeliest, or looked up.
-    final: the head's guess at what the unembedding will read (`ExitHeads.final`).
+    Attributes:
+        token: its id.
+        depth: of the head that drafted it; 0 for lookup.
+        score: confidence at the exit.
+        probabilities: distribution it was drawn from, [vocab]; None if it was not drawn but the argmax, or looked up.
+        final: the head's prediction of the unembedding's input (`ExitHeads.final`).
     """
 
     token: int
@@ -31,25 +33,25 @@ class Draft:
 
 
 class Greedy:
-    """The token with the highest score, always."""
+    """Greedy decoding: always the token with the highest score."""
 
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, None]:
         return scores.argmax(-1).item(), None
 
     def judge(self, draft: Draft, scores: Float[Tensor, "1 vocab"]) -> int:
-        """The token that stands where `draft` was: the draft's own if it is accepted, else a correction."""
+        """The final token: the draft if accepted, else a correction."""
         return scores.argmax(-1).item()
 
 
 class Sampling:
-    """Draws from the softmax of the scores, with torch's global generator, as transformers does: seed it there."""
+    """Sampling from the softmax, with torch's global generator, as in transformers."""
 
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, Tensor]:
         probabilities = scores.softmax(-1)[0]
         return torch.multinomial(probabilities, 1).item(), probabilities
 
     def judge(self, draft: Draft, scores: Float[Tensor, "1 vocab"]) -> int:
-        """The token that stands where `draft` was: the draft's own if it is accepted, else a correction."""
+        """The final token: the draft if accepted, else a correction."""
         p, q = scores.softmax(-1)[0], draft.probabilities
         if q is None:
             q = F.one_hot(torch.tensor(draft.token, device=p.device), len(p))

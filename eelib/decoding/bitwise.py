@@ -1,9 +1,9 @@
-"""Verifying many positions at once with the bits that each would get alone.
+"""Bit-exact verification: several drafts in one pass, with single-token bits.
 
-In exact arithmetic a block gives a position the same state whatever other positions share the call. In floating point
-three things do not: attention, which blocks its sums by the number of queries, some matrix products, and activations
-of some widths. The blocks made here run just those row by row, and everything else at once. Which products those are
-is found by probing this machine, not by name; and whether that is enough, by comparing whole blocks bit for bit.
+In exact arithmetic a block's output at a position does not depend on the other positions of the call. In floating point
+three things do: attention, which blocks its sums by the number of queries, some matrix products, and activations of
+some widths. The blocks made here run only those row by row, and everything else at once. Which products need it is
+probed on this machine, not listed; the result is checked by comparing whole blocks bit for bit.
 """
 
 import copy
@@ -29,11 +29,13 @@ _hidden_nothing = WeakTensorKeyDictionary()
 
 
 class RowExact:
-    """A backbone's blocks and unembedding, giving each position the bits that the model's own decoding gives it.
+    """Blocks and unembedding that give each position the bits of plain decoding.
 
-    Get it with `RowExact.of(backbone)`: probing takes some passes of the model.
+    Use `RowExact.of(backbone)`: probing takes some passes of the model.
 
-    blocks: to be run in place of the backbone's own after the prompt. at_once: most positions in one call of them.
+    Attributes:
+        blocks: to run in place of the backbone's own after the prompt.
+        at_once: maximum number of positions in one call of them.
 
     Raises:
         UnsupportedError: not even single positions get the bits of the model's own decoding.
@@ -55,14 +57,16 @@ class RowExact:
         if not self._keeps_bits(backbone):
             raise UnsupportedError(
                 f"exact=True: on this machine {type(backbone.model).__name__} in {backbone.model.dtype} with "
-                f"{backbone.model.config._attn_implementation} attention gets other bits from its blocks run one by "
-                "one than from its own forward. Leave exact out; differences are then near-ties, which "
-                "eelib.verify_lossless shows."
+                f"{backbone.model.config._attn_implementation} attention computes other bits block by block than in "
+                "its own forward. Leave exact out; differences are then near-ties, which eelib.verify_lossless shows."
             )
 
     @classmethod
     def of(cls, backbone: Backbone) -> "RowExact":
-        """Probed at the first call, and anew for another type, device, attention or number of threads."""
+        """Exact blocks of a backbone, probed once.
+
+        And again for another dtype, device, attention or number of threads.
+        """
         model, of_backbone = backbone.model, cls._known.setdefault(backbone, {})
         key = model.dtype, model.device, model.config._attn_implementation, torch.get_num_threads()
         if key not in of_backbone:
@@ -70,14 +74,13 @@ class RowExact:
         return of_backbone[key]
 
     def unembed(self, backbone: Backbone, hidden: Float[Tensor, "1 position hidden"]) -> Tensor:
-        """The model's logits [1, position, vocab], each row's own."""
+        """The model's logits [1, position, vocab], with each row's own bits."""
         groups = row_groups(hidden, self._unembedding_rows)
         return torch.cat([backbone.unembed(group) for group in groups], dim=1)
 
     @torch.no_grad()
     def _keeps_bits(self, backbone: Backbone) -> bool:
-        """Whether positions after a prompt, several at once, get the logits that the model itself gives them one by
-        one, with a cache of its own."""
+        """Whether several positions get the logits of one-by-one decoding."""
         model, n_blocks, kept = backbone.model, backbone.n_blocks, cache_argument(backbone.model)
         generator = torch.Generator().manual_seed(0)
         for n_rows, prompt in ((2, 5), (3, 17), (5, 30), (9, 41)):
@@ -101,10 +104,11 @@ class RowExact:
 
 
 def invariant_rows(product: nn.Module) -> frozenset[int]:
-    """The numbers of rows, 2 ... MAX_ROWS, for which a layer of one matrix product gives each row its own bits.
+    """Numbers of rows for which a matrix product keeps each row's bits.
 
-    Found with inputs whose sums cancel, so that any other order of additions shows in nearly every output. Depends
-    on shape, type, device and number of threads, and is remembered for each.
+    Between 2 and MAX_ROWS, for a layer of one product. Found with inputs whose sums cancel, so that another order of
+    additions shows in nearly every output. Depends on shape, dtype, device and number of threads, and is cached by
+    them.
     """
     weight = product.weight
     key = (type(product), weight.shape, weight.stride(), weight.dtype, weight.device, torch.get_num_threads())
@@ -126,7 +130,7 @@ def _probe_rows(product: nn.Module) -> frozenset[int]:
 
 
 class _Rows(StandIn):
-    """A matrix product that takes several rows at once only where each gets its own bits."""
+    """Matrix product over several rows only where each keeps its bits."""
 
     def __init__(self, product: nn.Module, at_once: frozenset[int]):
         super().__init__(product)
@@ -138,8 +142,10 @@ class _Rows(StandIn):
 
 
 class _Activation(StandIn):
-    """A function of each number alone. Torch's loops on a CPU take 128 bytes at a time, and what is left over by other
-    code, which may round otherwise; so rows that leave something over go one by one."""
+    """Elementwise function; rows that CPU loops do not fill go alone.
+
+    The loop takes 128 bytes at a time; other code, which may round differently, does the remainder.
+    """
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if args or kwargs or x.ndim != 3 or x.shape[-1] * x.element_size() % 128 == 0:
@@ -148,7 +154,10 @@ class _Activation(StandIn):
 
 
 def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> list[Tensor]:
-    """x [1, row, width] in groups of rows that may share a call: all where that many are allowed, else one by one."""
+    """Split [1, row, width] into groups that may share a call.
+
+    All rows if their number is in `at_once`, else one by one.
+    """
     if x.shape[-2] in at_once:
         return [x]
     if x.shape[-2] > MAX_ROWS:
@@ -158,7 +167,7 @@ def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> li
 
 
 class _Alone(StandIn):
-    """Takes rows [1, row, width] one by one: a part that mixes them on its way, as experts do, or of unknown kind."""
+    """Part called row by row, because it mixes rows or is unknown."""
 
     def forward(self, x: Tensor, *args, **kwargs):
         if x.ndim != 3 or x.shape[1] == 1:
@@ -170,8 +179,10 @@ class _Alone(StandIn):
 
 
 def _row_exact(module: nn.Module) -> nn.Module | None:
-    """A block, or a part of one, as a copy that shares its parameters, products and activations exact row by row; None
-    for a part that is no such thing (a router, experts in one tensor), whose parent then takes rows one by one."""
+    """Copy of a block, parameters shared, that is exact row by row.
+
+    None for a part that is not covered (a router, experts in one tensor), whose parent then takes rows one by one.
+    """
     weight = getattr(module, "weight", None)
     if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding):
         try:
@@ -190,8 +201,10 @@ def _row_exact(module: nn.Module) -> nn.Module | None:
 def _attention_row_by_row(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """Each query [batch, head, position, width] alone, over just the keys that it would find in the model's own cache:
-    none that came later, none that a sliding window has left behind."""
+    """Attention of each query alone, over the keys of plain decoding.
+
+    Neither later keys nor those that have left a sliding window. Query [batch, head, position, width].
+    """
     n_rows, window = query.shape[2], module.config.eelib_window
     if n_rows == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -202,8 +215,8 @@ def _attention_row_by_row(
         mask = None if attention_mask is None else attention_mask[:, :, i : i + 1, first:end]
         if mask is not None and (window is None or end - first < window) and _hides_nothing(attention_mask, i, end):
             mask = None  # transformers leaves it out, too
-        given = query[:, :, i : i + 1], key[:, :, first:end], value[:, :, first:end]
-        rows.append(sdpa_attention_forward(module, *given, mask, **kwargs)[0])
+        row = query[:, :, i : i + 1], key[:, :, first:end], value[:, :, first:end]
+        rows.append(sdpa_attention_forward(module, *row, mask, **kwargs)[0])
     return torch.cat(rows, dim=1), None
 
 
@@ -211,7 +224,7 @@ AttentionInterface.register(_ATTENTION, _attention_row_by_row)
 
 
 def _hides_nothing(mask: Tensor, row: int, end: int) -> bool:
-    """Whether a row sees all keys up to its own; found once for all blocks that are given the same mask."""
+    """Whether a row sees all keys before it; cached over blocks."""
     found = _hidden_nothing.setdefault(mask, {})
     if row not in found:
         found[row] = mask.dtype == torch.bool and bool(mask[:, :, row, :end].all())

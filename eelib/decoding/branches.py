@@ -1,7 +1,7 @@
-"""Logits processors and stopping criteria, asked about drafts: by copies, where they may keep a state.
+"""Stateful logits processors and stopping criteria, copied for drafts.
 
-Transformers asks each once a token, in order, and some count on it (a grammar's matcher moves on with every call).
-Drafts are guesses: whatever is asked about them must not move what the final tokens are asked of.
+Transformers calls each once per token, in order, and some rely on it (a grammar's matcher advances with every call).
+Drafts may be rejected, so calls about them must not touch the state for final tokens.
 """
 
 import copy
@@ -14,15 +14,17 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from eelib.errors import UnsupportedError
 
 _SHARED = (torch.nn.Module, PreTrainedTokenizerBase, PreTrainedConfig, types.ModuleType)
-"""What is too large to copy, and changes with no call."""
+"""Types that are shared, since they are large and stateless."""
 
 
 def branch(rules: Iterable) -> list:
-    """The rules, in their order, for a branch of the text that may not last: transformers' own, which read nothing but
-    the prefix, as they are; others as copies that share models and tokenizers.
+    """Copies of processors or criteria, for a tentative branch.
+
+    Transformers' own, which read only the prefix, are shared; other rules are copied, without their models and
+    tokenizers.
 
     Raises:
-        UnsupportedError: one that cannot be copied.
+        UnsupportedError: one cannot be copied.
     """
     return [_branch(rule) for rule in rules]
 
@@ -43,13 +45,13 @@ def _copied(rule: object) -> object:
         return _function(rule) if isinstance(rule, types.FunctionType) else copy.deepcopy(rule, _memo(rule))
     except Exception as error:  # whatever a class of somebody else's raises when it is copied
         raise UnsupportedError(
-            f"{type(rule).__name__} cannot be copied ({type(error).__name__}: {error}), so drafts would change what it "
-            "keeps: give it a __deepcopy__, or decode with eelib.Never()."
+            f"{type(rule).__name__} cannot be copied ({type(error).__name__}: {error}), so drafts would change its "
+            "state: give it a __deepcopy__, or decode with eelib.Never()."
         ) from error
 
 
 def _function(function: types.FunctionType) -> types.FunctionType:
-    """A function with what it closes over copied, since `deepcopy` takes functions as they are."""
+    """Copy of a function with its closure, since `deepcopy` shares functions."""
     if function.__closure__ is None:
         return function
     values = [cell.cell_contents for cell in function.__closure__]
@@ -67,6 +69,6 @@ def _function(function: types.FunctionType) -> types.FunctionType:
 
 
 def _memo(of: object) -> dict:
-    """What `deepcopy` is to hand on as it is: `of` itself, or what it holds."""
+    """What `deepcopy` should share: `of` itself, or what it holds."""
     held = [of, getattr(of, "__self__", None), *getattr(of, "__dict__", {}).values()]
     return {id(value): value for value in held if isinstance(value, _SHARED)}

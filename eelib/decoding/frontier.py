@@ -1,7 +1,7 @@
-"""How far each position has got: a KV cache with a length per layer, and the hidden states that wait at the exits.
+"""Frontier: a KV cache by layer, and states waiting at exits.
 
-Blocks are cut at the exit depths into segments. A position that exits leaves its hidden state at that boundary; the
-next time the segment above runs, it takes all that wait there in one call. No fed token passes a block twice.
+Blocks are split at the exit depths into segments. A position that exits leaves its hidden state at that boundary; the
+next run of the segment above takes all states that wait there in one call. No position passes a block twice.
 """
 
 import statistics
@@ -19,21 +19,21 @@ from eelib.decoding.bitwise import RowExact
 from eelib.errors import UnsupportedError
 
 AFFORDABLE = 0.03
-"""What bit-exact verification may cost, as a share of the usual one's time, to be the default."""
+"""Maximum extra time of bit-exact verification, as a share, for it to be the default."""
 
 _affordable: weakref.WeakKeyDictionary[Backbone, dict[int, bool]] = weakref.WeakKeyDictionary()
 
 
 class Frontier:
-    """One sequence on its way through the segments of a backbone.
+    """Progress of one sequence through the segments of a backbone.
 
     Segment s runs the blocks bounds[s], ..., bounds[s + 1] - 1; the last one ends at the model's last block.
 
     Args:
         backbone: the model.
-        depths: where to cut, ascending; may be empty.
-        capacity: positions to allocate for.
-        exact: give each position after the first feed the bits that it would get in a call of its own.
+        depths: segment boundaries, ascending; may be empty.
+        capacity: positions to allocate.
+        exact: give each position after the first feed the bits of a call of its own.
     """
 
     def __init__(self, backbone: Backbone, depths: tuple[int, ...], capacity: int, exact: bool = False):
@@ -56,21 +56,21 @@ class Frontier:
 
     @property
     def length(self) -> int:
-        """Positions fed so far."""
+        """Number of positions fed."""
         return 0 if self._tokens is None else self._tokens.shape[1]
 
     @property
     def completed(self) -> int:
-        """Positions that have passed every block."""
+        """Number of positions that have passed every block."""
         return self._passed[-1]
 
     @property
     def tokens(self) -> Int[Tensor, "1 position"]:
-        """All that were fed."""
+        """All tokens fed."""
         return self._tokens
 
     def feed(self, tokens: Int[Tensor, "1 position"]) -> None:
-        """Embeds the next tokens; they wait at the entrance of segment 0."""
+        """Embed the next tokens, to wait at the entrance of segment 0."""
         start = self.length
         self._tokens = tokens if self._tokens is None else torch.cat([self._tokens, tokens], dim=1)
         self._spans.clear()  # spans that end before the newest position are never asked for again
@@ -78,9 +78,9 @@ class Frontier:
         self._arrive(0, span.hidden)
 
     def advance(self, segment: int) -> Float[Tensor, "1 position hidden"]:
-        """Runs a segment on every position that waits at its entrance; returns their states at its exit.
+        """Run a segment on all waiting positions; return their states.
 
-        The states also wait at the entrance of the next segment, if there is one.
+        They then wait at the entrance of the next segment, if there is one.
         """
         start, hidden = self._passed[segment], self._waiting[segment]
         n_rows = hidden.shape[1]
@@ -95,7 +95,7 @@ class Frontier:
         return hidden
 
     def complete(self) -> Float[Tensor, "1 position hidden"]:
-        """Runs all that waits anywhere to the end; returns the states of the positions that got there just now."""
+        """Run all waiting positions to the end; return their states."""
         for segment in range(self.n_segments):
             if self._waiting[segment] is not None:
                 hidden = self.advance(segment)
@@ -103,13 +103,14 @@ class Frontier:
         return hidden
 
     def finished(self, position: int) -> Float[Tensor, "1 hidden"]:
-        """The state after all blocks at one of the positions that the last `complete` took there, before any that was
-        rolled back."""
+        """Final state of a position from the last `complete`, before any rollback."""
         return self._finished[:, position - self._finished_from]
 
     def propagate(self, segment: int) -> None:
-        """Lets what waits at a segment's entrance pass all blocks above as if none of them changed it: their keys and
-        values are made from the state there (CALM, arXiv 2207.07061). Not what the model would have written."""
+        """Let waiting positions pass the blocks above unchanged (CALM, arXiv 2207.07061).
+
+        Their keys and values are made from the state at the exit, unlike the model's.
+        """
         start, hidden = self._passed[segment], self._waiting[segment]
         span = self._span(start, hidden.shape[1])
         for block in range(self.bounds[segment], self.bounds[-1]):
@@ -119,11 +120,11 @@ class Frontier:
             self._passed[above] += hidden.shape[1]
 
     def unembed(self, hidden: Float[Tensor, "1 position hidden"]) -> Float[Tensor, "1 position vocab"]:
-        """The model's logits for states that `complete` returned."""
+        """The model's logits for states from `complete`."""
         return self.backbone.unembed(hidden) if self._exact is None else self._exact.unembed(self.backbone, hidden)
 
     def roll_back(self, length: int) -> None:
-        """Forgets every position from `length` on, in all segments."""
+        """Drop every position from `length` on, in all segments."""
         if length >= self.length:
             return
         self._tokens = self._tokens[:, :length]
@@ -157,8 +158,11 @@ class Frontier:
 
 
 def exact_is_affordable(backbone: Backbone) -> bool:
-    """Whether `exact=None` verifies bit by bit: on a CPU, in 16-bit types, where outputs would differ without, if it
-    costs at most `AFFORDABLE`. That is found once, by timing this model with this many threads."""
+    """Whether `exact=None` verifies bit by bit.
+
+    It does on a CPU in 16-bit types, where outputs would differ otherwise, if it costs at most `AFFORDABLE`, as timed
+    once for this model and number of threads.
+    """
     model, threads = backbone.model, torch.get_num_threads()
     if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
         return False
@@ -170,7 +174,7 @@ def exact_is_affordable(backbone: Backbone) -> bool:
 
 @torch.no_grad()
 def _cost_of_exact(backbone: Backbone, rows: int = 4, prompt: int = 48, repeats: int = 7) -> float:
-    """How much longer it takes to verify some rows bit by bit than at once, as a share, medians of turns."""
+    """Extra time of bit-exact verification, as a share; medians of interleaved runs."""
     try:
         frontiers = [Frontier(backbone, (), prompt + rows, exact) for exact in (False, True)]
     except UnsupportedError:

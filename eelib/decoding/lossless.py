@@ -1,4 +1,4 @@
-"""Is the output the model's own? And where it is not: is the difference a near-tie of its two best tokens?"""
+"""Losslessness: is the output the model's own, except for near-ties?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +20,10 @@ from eelib.errors import InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 
 NEAR_TIE_ROUNDINGS = 8
-"""A gap between the two best logits counts as a near-tie up to this many units of rounding at their size.
+"""Maximum gap of a near-tie between the two best logits, in units of rounding at their size.
 
-Logits come out of sums whose order of additions depends on how many positions share a call, so each carries the error
-of a few roundings; a gap below that is decided by the order, not by the model.
+The summation order of logits depends on how many positions share a call, so each carries an error of a few roundings; a
+smaller gap is decided by the order, not by the model.
 """
 
 
@@ -37,19 +37,23 @@ def verify_lossless(
     exact: bool | None = None,
     **generate_kwargs,
 ) -> pd.DataFrame:
-    """Compares `eelib.generate` with the model's own greedy `generate`, prompt by prompt.
+    """Compare `eelib.generate` with the model's own `generate`, prompt by prompt.
 
     Args:
-        prompts: token ids of several prompts, as `eelib.generate` takes one.
-        policy: one, or several by name, all compared with one and the same text of the model's own.
+        policy: one, or several by name, all compared with the same text of the model's.
+        prompts: token ids of several prompts, each as for `eelib.generate`.
         exact: as in `eelib.generate`.
-        generate_kwargs: as in `eelib.generate`. Decoding is greedy unless `do_sample=True` is among them, whatever the
-            model's generation config says.
+        generate_kwargs: as in `eelib.generate`. Decoding is greedy unless `do_sample=True` is among them.
 
-    Columns: prompt; policy; tokens (emitted by the model); equal; first_mismatch (index among the new tokens; -1 when
-    equal); gap (of the model's two best scores there, after any logits processors); rounding (one unit
-    of the type's rounding at the best logit's size); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding); drafted;
-    accepted.
+    Returns:
+        Columns: prompt; policy; tokens (emitted by the model); equal; first_mismatch (index among the new tokens; -1 if
+            equal); gap (between the model's two best scores there, after logits processors); rounding (one unit of the
+            dtype's rounding at the best logit); near_tie (gap <= NEAR_TIE_ROUNDINGS * rounding); drafted; accepted.
+
+    Example:
+        >>> table = verify_lossless(model, heads, FixedExit(3, 2), [input_ids], max_new_tokens=8)
+        >>> bool(table.equal.all())
+        True
     """
     policies = policy if isinstance(policy, Mapping) else {repr(policy): policy}
     options = {"do_sample": False, **generate_kwargs, "return_dict_in_generate": False}
@@ -75,11 +79,14 @@ def first_mismatch(
     own: Int[Tensor, " own"],
     **generate_kwargs,
 ) -> dict[str, int | float | bool]:
-    """Where two texts after one prompt part, and whether that is a near-tie; the columns of `verify_lossless`.
+    """First mismatch of two continuations, and whether it is a near-tie.
 
     Args:
         ours, own: prompt and new tokens; `own` is the model's.
-        generate_kwargs: what `own` was made with.
+        generate_kwargs: with which `own` was made.
+
+    Returns:
+        Columns of `verify_lossless`.
     """
     found = {"tokens": len(own) - prompt_length, "equal": torch.equal(ours, own)}
     return found | _gap(model, prompt_length, ours, own, generate_kwargs)
@@ -99,13 +106,16 @@ def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor, 
 
 
 def _scores(model: PreTrainedModel, prompt: Tensor, prefix: Tensor, generate_kwargs: dict) -> Tensor:
-    """What the model chooses the token after a prefix [1, position] by, [vocab]: logits through its processors."""
+    """Scores of the model's next token after a prefix, [vocab].
+
+    Logits after its processors. The prefix is [1, position].
+    """
     backbone = Backbone.of(model)
     logits = backbone.unembed(backbone.states(prefix, [backbone.n_blocks])[backbone.n_blocks][:, -1]).float()
 
     def processors(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         return LogitsProcessorList(branch(logits_processor))
 
-    given = {name: value for name, value in generate_kwargs.items() if name != "streamer"}
-    made = model.generate(prompt, custom_generate=processors, **prepared(model, {"do_sample": False} | given))
+    options = {name: value for name, value in generate_kwargs.items() if name != "streamer"}
+    made = model.generate(prompt, custom_generate=processors, **prepared(model, {"do_sample": False} | options))
     return made(prefix, logits)[0]

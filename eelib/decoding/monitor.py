@@ -1,4 +1,4 @@
-"""Does a calibration still hold? Watched while decoding, tested sequence by sequence."""
+"""Monitoring: does a calibration still hold? Tested sequence by sequence."""
 
 import numpy as np
 import pandas as pd
@@ -11,33 +11,43 @@ from eelib.errors import CorpusError, InvalidInputError
 from eelib.statistics import ratio_difference_interval, ratio_interval
 
 POPULATIONS = ("verified", "audited")
-"""verified: drafts of lossless decoding whose fate is known, among all new tokens of a sequence. Where a draft was not
-asked for (after a full round of accepted ones), nothing is known, and the token counts as not exited. audited: all
-tokens of sequences drawn at random, teacher-forced, as in calibration."""
+"""Two populations of evidence.
+
+- `verified`: drafts of lossless decoding, among all new tokens of a sequence. Where no draft was made (after a full
+  round of accepted ones), nothing is known, and the token counts as not exited.
+- `audited`: all tokens of randomly drawn sequences, teacher-forced, as in calibration.
+"""
 
 
 class ExitMonitor:
-    """Watches a calibration in use, and says when it no longer holds.
+    """Watches a calibration in use, and raises an alarm when it fails.
 
-    Every sequence gives one loss, as in calibration (`HeadScores.losses`). Where the evidence that their mean is above
-    1 - ε reaches 1 / false_alarm, the alarm is raised. While the calibration holds, that **ever** happens, over any
-    number of sequences, with a probability of at most `false_alarm`, in each of the two populations.
+    Every sequence has one loss, as in calibration (`HeadScores.losses`). The alarm is raised when the evidence that
+    their mean exceeds 1 - ε reaches 1 / false_alarm. While the calibration holds, that **ever** happens, over any
+    number of sequences, with probability at most `false_alarm`, in each of the two populations.
 
     Args:
-        calibration: whose promise is watched.
-        false_alarm: the chance of a false alarm, in (0, 1).
-        audit_share: of the sequences, drawn by `seed`, that `due` asks to audit.
+        calibration: the one to watch.
+        false_alarm: probability of a false alarm, in (0, 1).
+        audit_share: share of sequences, drawn by `seed`, that `due` selects for an audit.
 
     Attributes:
-        table: one row a sequence: population, tokens, exited, agreed, loss, evidence (after it), seconds.
-            In early exit without verification nothing is known of agreement: agreed, loss and evidence are NaN.
+        table: one row per sequence: population, tokens, exited, agreed, loss, evidence (after it), seconds. In early
+            exit without verification agreement is unknown: agreed, loss and evidence are NaN.
+
+    Example:
+        >>> monitor = ExitMonitor(calibrate(traces, "max_prob", epsilon=0.7), audit_share=1)
+        >>> if monitor.due():
+        ...     monitor.audit(traces)
+        >>> monitor.alarm
+        False
     """
 
     def __init__(self, calibration: Calibration, *, false_alarm: float = 0.01, audit_share: float = 0.0, seed: int = 0):
         if not 0 < false_alarm < 1:
-            raise InvalidInputError(f"false_alarm={false_alarm}: expected a chance between 0 and 1, such as 0.01.")
+            raise InvalidInputError(f"false_alarm={false_alarm}: expected a probability between 0 and 1, such as 0.01.")
         if not 0 <= audit_share <= 1:
-            raise InvalidInputError(f"audit_share={audit_share}: expected a share of the sequences, from 0 to 1.")
+            raise InvalidInputError(f"audit_share={audit_share}: expected a share from 0 to 1.")
         self.calibration, self.false_alarm, self.audit_share = calibration, false_alarm, audit_share
         self._draw = np.random.default_rng(seed)
         self._tests = {population: SequentialTest(1 - calibration.epsilon) for population in POPULATIONS}
@@ -52,15 +62,15 @@ class ExitMonitor:
 
     @property
     def alarm(self) -> bool:
-        """Whether the evidence has ever reached 1 / false_alarm, in either population."""
+        """Whether the evidence ever reached 1 / false_alarm, in either population."""
         return any(row["evidence"] >= 1 / self.false_alarm for row in self._rows)
 
     def due(self) -> bool:
-        """Whether this sequence should be audited; asked once a sequence."""
+        """Whether to audit this sequence; call it once per sequence."""
         return bool(self._draw.random() < self.audit_share)
 
     def observe(self, output: DecodingOutput) -> None:
-        """Takes in what one greedy call of `generate` did."""
+        """Record one greedy call of `generate`."""
         trace, seconds, n = output.trace, output.stats.seconds, output.stats.emitted
         if not output.stats.rounds:  # nothing was verified
             exited = int((trace.depth < len(output.stats.block_positions)).sum())
@@ -77,7 +87,7 @@ class ExitMonitor:
         self._note("verified", n, exited, agreed, loss, seconds)
 
     def audit(self, traces: pd.DataFrame) -> None:
-        """Takes in one sequence or several in full: traces of them from `record_traces`."""
+        """Record sequences in full, from their `record_traces`."""
         tokens, calibration = HeadScores.of(traces, self.calibration.metric), self.calibration
         exits = tokens.exits(calibration.thresholds)
         counts = [
@@ -91,19 +101,22 @@ class ExitMonitor:
         self._n_audited += tokens.n_sequences
 
     def recalibrate(self) -> Calibration:
-        """The same calibration, on the audited sequences. Watch it with a monitor of its own.
+        """Calibrate anew on the audited sequences; monitor the result separately.
 
         Raises:
             CorpusError: nothing was audited.
         """
         if not self._audited:
-            raise CorpusError("Nothing to recalibrate on: no sequence was audited. Give `audit` traces of some.")
+            raise CorpusError("Nothing to recalibrate on: no sequence was audited. Pass `audit` traces of some.")
         old = self.calibration
         return calibrate(pd.concat(self._audited), old.metric, old.epsilon, old.method, old.delta, old.target)
 
     def summary(self) -> pd.DataFrame:
-        """One row a population: sequences, tokens, coverage and agreement (of what exited) with 95% intervals by
-        sequence, evidence, the number of the sequence at which the alarm was raised, and seconds a token."""
+        """Summary, one row per population.
+
+        Columns: sequences, tokens, coverage and agreement (of what exited) with 95% intervals over sequences, evidence,
+        the number of the sequence that raised the alarm, and seconds per token.
+        """
         rows = []
         for population, table in self.table.groupby("population", sort=False):
             coverage = ratio_interval(table.exited, table.tokens)
@@ -127,15 +140,19 @@ class ExitMonitor:
 
 
 def compare_monitors(first: ExitMonitor, second: ExitMonitor, population: str = "verified") -> pd.DataFrame:
-    """An A/B comparison of two policies on different sequences: coverage, agreement and seconds a token of each, and
-    the second less the first with a 95% interval (bootstrap over the sequences of both).
+    """A/B comparison of two policies, observed on different sequences.
+
+    Coverage, agreement and seconds per token of each, and the second less the first with a 95% interval (bootstrap over
+    the sequences of both).
 
     Raises:
-        CorpusError: one of them has fewer than two sequences of this population.
+        CorpusError: one has fewer than two sequences of this population.
     """
     tables = [monitor.table[monitor.table.population == population] for monitor in (first, second)]
     if min(map(len, tables)) < 2:
-        raise CorpusError(f"Fewer than two {population} sequences in one of the monitors: nothing to compare.")
+        raise CorpusError(
+            f"Fewer than two {population} sequences in one of the monitors: observe more before comparing."
+        )
     rows = []
     for measure, (above, below) in {
         "coverage": ("exited", "tokens"), "agreement": ("agreed", "exited"), "seconds_per_token": ("seconds", "tokens"),

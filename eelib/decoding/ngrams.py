@@ -1,19 +1,19 @@
-"""Drafts that cost nothing: what followed the last few tokens where they stood before in the text."""
+"""N-gram lookup: free drafts, from earlier occurrences of the last few tokens."""
 
 from collections.abc import Iterable, Sequence
 
 _NEWEST = 0.15
-"""What the newest outcome weighs in a record."""
+"""Weight of the newest outcome in a record."""
 
 
 class NGrams:
-    """Where each run of a few tokens was last seen in a text, and how often what followed there came again.
+    """Latest occurrence of each n-gram, and how predictive they were.
 
     Args:
-        sizes: lengths of the runs, the longest first; the longest one that was seen before is believed.
+        sizes: lengths of n-grams, longest first; the longest one with an earlier occurrence is used.
 
-    records: for each size the share of the times that the next token was the one that followed there, the newer the
-        more it weighs; 0.5 before anything is known.
+    Attributes:
+        records: for each size the share of continuations that were right, recent ones weighted more; initially 0.5.
     """
 
     def __init__(self, sizes: Sequence[int] = (4, 3, 2)):
@@ -23,7 +23,7 @@ class NGrams:
         self._after: dict[tuple[int, ...], int] = {}  # the place behind the last occurrence of each run
 
     def extend(self, tokens: Iterable[int], judged: bool = True) -> None:
-        """Appends tokens; `judged` ones count in the records."""
+        """Append tokens; `judged` ones count in the records."""
         text = self.text
         for token in tokens:
             size, place = self._last_seen()
@@ -35,8 +35,10 @@ class NGrams:
             text.append(token)
 
     def continuation(self, length: int) -> tuple[int, list[int]]:
-        """The size of the run at the end of the text that was seen before, and `length` tokens as they went on there;
-        where that reaches the end of the text, it goes round. (0, []) where no run was seen before."""
+        """Size of the n-gram found, and the `length` tokens that followed it.
+
+        Past the end of the text they go round. (0, []) where no n-gram occurred before.
+        """
         size, place = self._last_seen()
         if not size:
             return 0, []

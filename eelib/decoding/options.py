@@ -1,7 +1,7 @@
-"""Generation options: what is passed on to transformers in another form, and what is refused by name."""
+"""Generation options: converted for transformers, or refused by name."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ _REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
     "output_attentions": lambda c: bool(c.output_attentions),
     "output_hidden_states": lambda c: bool(c.output_hidden_states),
 }
-"""Other ways of decoding, outputs that are not made, and processors that keep a state of their own."""
+"""Unsupported options: other decoding methods, outputs that are not made, stateful processors."""
 
 _REFUSED_ARGUMENTS = (
     "assistant_model", "assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "inputs_embeds",
@@ -55,11 +55,20 @@ def _mask(name: str, value: Any) -> Tensor | None:
     return value
 
 
+def _decay(name: str, value: Any) -> tuple[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise InvalidInputError(f"{name}={value!r}: expected a pair, the token to start at and a factor.")
+    return Number(least=0, whole=True)(name, value[0]), Number(above=0)(name, value[1])
+
+
 _WHOLE = Number(least=0, whole=True, optional=True)
 _CHECKS = {
     **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length"), _WHOLE),
     **dict.fromkeys(("top_k", "no_repeat_ngram_size", "forced_eos_token_id", "forced_bos_token_id"), _WHOLE),
     "attention_mask": _mask,
+    "exponential_decay_length_penalty": _decay,
     "max_time": Number(least=0, optional=True, infinite=True),
     "logits_processor": _callables,
     "stopping_criteria": _callables,
@@ -68,11 +77,12 @@ _CHECKS = {
 
 
 def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What `model.generate` is given: the arguments, with stop strings made criteria.
+    """Arguments of `model.generate`, with stop strings turned into criteria.
 
-    Transformers (5.23) drops the tokenizer on the way to a callable, and would then refuse the stop strings.
+    Transformers (5.23) drops the tokenizer on the way to a callable, and would then refuse stop strings.
 
     Raises:
+        InvalidInputError: stop strings without a tokenizer.
         UnsupportedError: an argument that never reaches a callable, and would be ignored.
         InvalidInputError: a configuration that is none, a time that is none, or stop strings without a tokenizer.
     """
@@ -90,7 +100,9 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
     if not stop_strings:
         return kwargs
     if tokenizer is None:
-        raise InvalidInputError(f"stop_strings={stop_strings!r} need tokenizer=..., to find them in the text.")
+        raise InvalidInputError(
+            f"stop_strings={stop_strings!r}: expected tokenizer=... beside them, to find them in the text."
+        )
     if config.stop_strings:
         kwargs["generation_config"] = GenerationConfig.from_dict(config.to_dict() | {"stop_strings": None})
     stop = StopStringCriteria(tokenizer, stop_strings)
@@ -98,8 +110,10 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
 
 
 def added_by_transformers(model: PreTrainedModel) -> frozenset[str]:
-    """The names of the arguments that transformers itself hands a custom `generate` of this model, asked once for one
-    token: they differ by model and version, and are nobody's wish."""
+    """Arguments that transformers itself passes to a custom `generate`.
+
+    Found once by decoding one token: they depend on model and version, and nobody asked for them.
+    """
     if model not in _added:
         found = []
 
@@ -119,31 +133,30 @@ def attended(
     model_kwargs: dict[str, Any],
     given: frozenset[str] | None,
 ) -> Bool[Tensor, " position"]:
-    """Which tokens of the prompt the model reads. Masked ones change nothing, so the engine does not feed them.
+    """Prompt tokens that the model reads; the engine skips masked ones.
 
-    Transformers masks padding tokens by itself where no mask is given and padding is not the end of text, also in the
-    middle of a prompt.
+    Without a mask, transformers masks padding tokens unless padding is the end-of-text token, even inside a prompt.
 
     Args:
-        model_kwargs: what transformers hands a custom `generate`.
-        given: the names of those that are the caller's own, where that is known.
+        model_kwargs: what transformers passes to a custom `generate`.
+        given: names of the caller's own arguments, if known.
 
     Raises:
-        UnsupportedError: an option or an input that this engine does not offer.
+        UnsupportedError: an option or input that this engine does not support.
     """
     own = added_by_transformers(model) - (given or frozenset())
     for name, refused in _REFUSED.items():
         if refused(config):
-            raise UnsupportedError(f"{name}={getattr(config, name)} is not supported by this engine; leave it out.")
+            raise UnsupportedError(f"{name}={getattr(config, name)} is not supported by this engine: omit it.")
     for name, value in model_kwargs.items():
         if isinstance(value, Cache):
             if value.get_seq_length() > 0:
-                raise UnsupportedError(f"A filled {name} is not supported: give the whole prompt.")
+                raise UnsupportedError(f"A filled {name} is not supported: pass the whole prompt.")
         elif value is not None and name not in _USED_OR_HARMLESS | own:
-            raise UnsupportedError(f"{name} is not supported: this engine hands the model token ids only.")
+            raise UnsupportedError(f"{name} is not supported: this engine passes the model token ids only.")
     if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise UnsupportedError(
-            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt a call."
+            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt per call."
         )
     mask = model_kwargs.get("attention_mask")  # transformers drops a mask that is all ones
     mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()
@@ -159,5 +172,5 @@ def attended(
     if positions is not None and "position_ids" in own and positions.ndim > 2:
         positions = None  # one for text, height and width: the model makes them itself
     if positions is not None and not torch.equal(positions.to(expected.device), expected):
-        raise UnsupportedError("position_ids other than the tokens' places in the text are not supported.")
+        raise UnsupportedError("position_ids other than 0, 1, ... are not supported: omit them.")
     return mask[0].bool()

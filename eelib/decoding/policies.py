@@ -1,8 +1,7 @@
-"""Policies: at which exit a token is drafted, and how many drafts are made before the model verifies them.
+"""Policies: where tokens are drafted, and how many before verification.
 
-A policy is frozen; what changes during one call lives in the state that `start` makes. To write one, subclass
-`Policy` and give what differs: any rule that reads the prompt, the depth, the head's logits, the hidden state or the
-position, or that learns from the rounds so far, fits.
+A policy is frozen; the state of one call comes from `start`. To write one, subclass `Policy` and override what differs:
+it may use the prompt, the depth, the head's logits, the hidden state, the position, and earlier rounds.
 """
 
 from collections.abc import Sequence
@@ -21,38 +20,62 @@ from eelib.settings import COUNT, SHARE, Number, flag, settle
 
 
 class Policy:
-    """The protocol, and its trivial answers: never exit.
+    """Base class of policies; by itself it never exits.
 
-    Sampling stays unbiased as long as every answer depends on the prefix and on earlier rounds only.
+    Sampling stays unbiased as long as every answer depends on the prefix and earlier rounds only.
+
+    Example:
+        >>> class EveryOther(Policy):
+        ...     def exit_depths(self, head_depths):
+        ...         return (3,)
+        ...
+        ...     def draft_limit(self, state):
+        ...         return 2
+        ...
+        ...     def asks(self, state, depth, position):
+        ...         return position % 2 == 0
+        ...
+        ...     def exits(self, state, depth, logits, hidden, position):
+        ...         return True, float("nan")
+        >>> output = generate(model, input_ids, policy=EveryOther(), heads=heads, max_new_tokens=8)
+        >>> output.stats.drafted > 0
+        True
     """
 
     def exit_depths(self, head_depths: Sequence[int]) -> tuple[int, ...]:
-        """The depths, ascending, at which a head may be asked. Where the heads given have none, the model's own norm
-        and unembedding read the state. The number of blocks may be among them: the full model speaks there.
+        """Depths, ascending, at which a head may be asked.
+
+        At depths without a head the logit lens reads the state. The number of blocks may be among them: the full model.
 
         Raises:
-            HeadsError: the heads given do not fit the policy.
+            HeadsError: the heads do not fit the policy.
         """
         return ()
 
     def check(self, heads: ExitHeads | None) -> None:
-        """Raises HeadsError where these are not the heads that the policy was made for."""
+        """Refuse heads that the policy was not made for.
+
+        Raises:
+            HeadsError: they are not the ones.
+        """
 
     def start(self, prompt: Int[Tensor, "1 position"], head_depths: Sequence[int]) -> Any:
-        """The state of one call."""
+        """State of one call."""
         return None
 
     def draft_limit(self, state: Any) -> int:
-        """Most drafts in the round that begins; 0: the full model speaks. Not asked without verification."""
+        """Maximum drafts in the coming round; 0 for none. Verified decoding only."""
         return 1
 
     def look_up(self, state: Any, prefix: Int[Tensor, "1 position"]) -> Sequence[int]:
-        """Tokens drafted before any head is asked, from the text alone; where there are some, they are all of the
-        round's drafts. Not asked without verification."""
+        """Tokens drafted from the text alone, before any head is asked.
+
+        If there are any, they are all drafts of the round. Verified decoding only.
+        """
         return ()
 
     def asks(self, state: Any, depth: int, position: int) -> bool:
-        """Whether the head at `depth` is run for the token after `position`."""
+        """Whether to run the head at `depth` for the token after `position`."""
         return True
 
     def exits(
@@ -63,26 +86,40 @@ class Policy:
         hidden: Float[Tensor, "1 hidden"],
         position: int,
     ) -> tuple[bool, float]:
-        """Whether the token after `position` is drafted at `depth`, and the score that decided (NaN where none did).
+        """Whether to draft the token after `position` at `depth`, and the score.
 
-        `logits` are the head's raw ones, before any logits processor.
+        `logits` are the head's, before any logits processor. The score is NaN where none decided.
         """
         return False, float("nan")
 
     def observe(self, state: Any, drafted: int, accepted: int) -> None:
-        """Told after each round how it went."""
+        """Called after each round with its outcome."""
 
 
 @dataclass(frozen=True)
 class Never(Policy):
-    """The full model speaks every token."""
+    """Plain decoding: the full model decides every token.
+
+    Example:
+        >>> generate(model, input_ids, policy=Never(), max_new_tokens=8).stats.drafted
+        0
+    """
 
 
 @dataclass(frozen=True)
 class FixedExit(Policy):
-    """Every draft comes from one depth, and rounds have one length: LayerSkip's decoding (arXiv 2404.16710).
+    """Draft at one depth with one draft length, as LayerSkip does.
 
-    Without heads the model's own norm and unembedding read the state there.
+    See arXiv 2404.16710. Without heads the logit lens reads the state.
+
+    Attributes:
+        depth: of the head that drafts.
+        draft_length: drafts per round.
+
+    Example:
+        >>> policy = FixedExit(depth=3, draft_length=2)
+        >>> generate(model, input_ids, policy=policy, heads=heads, max_new_tokens=8).stats.drafted > 0
+        True
     """
 
     depth: int
@@ -93,7 +130,7 @@ class FixedExit(Policy):
 
     def exit_depths(self, head_depths: Sequence[int]) -> tuple[int, ...]:
         if self.depth not in head_depths:
-            raise HeadsError(f"FixedExit(depth={self.depth}): the heads given are at depths {list(head_depths)}.")
+            raise HeadsError(f"FixedExit(depth={self.depth}): expected one of the heads' depths {list(head_depths)}.")
         return (self.depth,)
 
     def draft_limit(self, state):
@@ -105,7 +142,13 @@ class FixedExit(Policy):
 
 @dataclass
 class _LookedUp:
-    """What `Lookup` knows of the text. limit: drafts in the next round of its own. drafting: whether this is one."""
+    """State of `Lookup` in one call.
+
+    Attributes:
+        ngrams: of the text.
+        limit: drafts in its next round.
+        drafting: whether this round is one.
+    """
 
     ngrams: NGrams
     limit: int
@@ -114,13 +157,20 @@ class _LookedUp:
 
 @dataclass(frozen=True)
 class Lookup(Policy):
-    """Drafts are what followed the last few tokens where they stood before, in the prompt or in the answer: prompt
-    lookup decoding (Saxena 2023; arXiv 2304.04487), which costs no head and pays where a text repeats itself.
+    """Prompt lookup decoding: draft what followed the last few tokens before.
 
-    max_draft: most drafts in a round. Rounds begin with two and double while all are accepted.
-    record: the share of the times that such a continuation must have been right lately in this text, for each length of
-        the run by itself; else nothing is drafted, but the record goes on, so that lookup comes back where it pays.
-    sizes: lengths of the runs of tokens that are looked for.
+    In the prompt or the answer (Saxena 2023; arXiv 2304.04487). It needs no head, and pays where a text repeats itself.
+
+    Attributes:
+        max_draft: maximum drafts in a round. Rounds begin with two and double while all are accepted.
+        record: minimum share of right continuations, recent ones weighted more, for n-grams of a length to draft. The
+            record is kept meanwhile, so that lookup resumes where it pays.
+        sizes: lengths of the n-grams to look up.
+
+    Example:
+        >>> policy = Lookup(max_draft=4)
+        >>> bool(verify_lossless(model, None, policy, [input_ids], max_new_tokens=8).equal.all())
+        True
     """
 
     max_draft: int = 8
@@ -130,7 +180,7 @@ class Lookup(Policy):
     def __post_init__(self):
         settle(self, max_draft=COUNT, record=SHARE, sizes=lambda name, sizes: tuple(COUNT(name, n) for n in sizes))
         if not self.sizes:
-            raise InvalidInputError("sizes=(): expected at least one length of a run of tokens.")
+            raise InvalidInputError("sizes=(): expected at least one n-gram length.")
 
     def start(self, prompt, head_depths):
         ngrams = NGrams(self.sizes)
@@ -153,8 +203,15 @@ class Lookup(Policy):
 
 @dataclass
 class _Rounds:
-    """What `Confidence` knows of the rounds so far. limit: drafts in the next one. pause: rounds to sit out. lookup:
-    what its `lookup` knows."""
+    """State of `Confidence` in one call.
+
+    Attributes:
+        thresholds: by depth.
+        limit: drafts in the next round.
+        misses: rounds in a row without an accepted draft.
+        pause: rounds to sit out.
+        lookup: state of its `lookup`.
+    """
 
     thresholds: dict[int, float | None]
     limit: int
@@ -165,19 +222,26 @@ class _Rounds:
 
 @dataclass(frozen=True)
 class Confidence(Policy):
-    """The first head whose score reaches its threshold speaks: DSSD when verified, plain early exit when not.
+    """Exit at the first confident head: DSSD, when verified.
 
-    Where a `lookup` is given, it is asked before the heads, which speak where its record is poor.
+    A head is confident when its score reaches its threshold. Without verification it is plain early exit.
 
-    metric: the score.
-    thresholds: one a head, in the order of their depths; `None` = that head is never asked.
-    max_draft: drafts per round at most. A round ends sooner where no head is sure.
-    depths: the heads' depths, where known, so that thresholds cannot be used at others.
-    heads_fingerprint: of the heads that the thresholds were calibrated for, where known; others are refused.
-    back_off: whether rounds begin short, double while all drafts are accepted, and stop for 1, 3, 7, ... rounds after
-        the second, third, fourth, ... round in a row of which nothing was accepted. Confident heads that are wrong then
-        cost little. Without it every round may draft `max_draft` tokens, as in the paper.
-    lookup: drafts from the text itself; None for none.
+    Attributes:
+        metric: the score.
+        thresholds: one per head, by ascending depth; None for a head that is never asked.
+        max_draft: maximum drafts per round. A round ends sooner where no head is confident.
+        depths: of the heads, if known, so that thresholds are not used at others.
+        back_off: start with short rounds, double them while all drafts are accepted, and pause for 1, 3, 7, ... rounds
+            after the second, third, fourth, ... in a row without an accepted draft, so that overconfident heads cost
+            little. If False, every round may draft `max_draft` tokens, as in the paper.
+        heads_fingerprint: of the calibrated heads, if known; others are refused.
+        lookup: asked before the heads, which draft where its record is poor; None for none.
+
+    Example:
+        >>> policy = Confidence("max_prob", thresholds=(0.5, 0.4, None), max_draft=4)
+        >>> output = generate(model, input_ids, policy=policy, heads=heads, max_new_tokens=8)
+        >>> output.stats.emitted
+        8
     """
 
     metric: str
@@ -201,14 +265,17 @@ class Confidence(Policy):
         deepest: int | None = None,
         lookup: Lookup | None = None,
     ) -> "Confidence":
-        """The policy that uses a calibration's metric and thresholds; with `deepest`, heads at greater depths are not
-        asked."""
+        """Policy from a calibration's metric and thresholds.
+
+        Args:
+            deepest: heads beyond this depth are not asked; None asks all.
+        """
         thresholds = calibration.thresholds
         if deepest is not None:
             asked = zip(calibration.depths, thresholds, strict=True)
             thresholds = tuple(threshold if depth <= deepest else None for depth, threshold in asked)
-        given = calibration.metric, thresholds, max_draft, calibration.depths, back_off
-        return cls(*given, heads_fingerprint=calibration.heads_fingerprint, lookup=lookup)
+        settings = calibration.metric, thresholds, max_draft, calibration.depths, back_off
+        return cls(*settings, heads_fingerprint=calibration.heads_fingerprint, lookup=lookup)
 
     def check(self, heads):
         if self.heads_fingerprint is None:
@@ -224,10 +291,13 @@ class Confidence(Policy):
         if len(self.thresholds) != len(head_depths):
             raise HeadsError(
                 f"{len(self.thresholds)} thresholds for {len(head_depths)} heads at depths {list(head_depths)}: "
-                "expected one threshold (or None) a head."
+                "expected one threshold (or None) per head."
             )
         if self.depths is not None and tuple(self.depths) != tuple(head_depths):
-            raise HeadsError(f"Calibrated for depths {list(self.depths)}, used with heads at {list(head_depths)}.")
+            raise HeadsError(
+                f"Calibrated for depths {list(self.depths)}, used with heads at {list(head_depths)}: calibrate anew "
+                "for these heads."
+            )
         return tuple(d for d, t in zip(head_depths, self.thresholds, strict=True) if t is not None)
 
     def start(self, prompt, head_depths):
@@ -265,7 +335,7 @@ _SAVED = (Never, FixedExit, Lookup, Confidence)
 
 
 def keep_policy(heads: ExitHeads, policy: Policy, **measured: object) -> None:
-    """Makes a policy part of heads, so that it is saved, pushed and loaded with them: the one they were tuned to.
+    """Attach a policy to heads, to be saved with them.
 
     Args:
         policy: one of this package's own.
@@ -284,18 +354,20 @@ def keep_policy(heads: ExitHeads, policy: Policy, **measured: object) -> None:
 
 
 def kept_policy(heads: ExitHeads) -> Policy:
-    """The policy that `keep_policy` made part of these heads.
+    """Policy that `keep_policy` attached to these heads.
 
     Raises:
         HeadsError: there is none, or the heads or their backbone have changed since.
     """
     record = heads.policy_record
     if not record:
-        raise HeadsError("These heads come without a policy: tune one, and `eelib.decoding.keep_policy` it.")
+        raise HeadsError(
+            "These heads come without a policy: tune one, and attach it with `eelib.decoding.keep_policy`."
+        )
     if record["heads_fingerprint"] != heads.fingerprint():
         raise HeadsError(
-            f"The policy was tuned for the heads {record['heads_fingerprint'][:12]} (fingerprint), these are "
-            f"{heads.fingerprint()[:12]}: they or their backbone have changed. Tune anew."
+            f"The policy was tuned for the heads {record['heads_fingerprint'][:12]} (fingerprint), and these are "
+            f"{heads.fingerprint()[:12]}: they or their backbone have changed. Tune again."
         )
     settings = dict(record["settings"])
     if settings.get("lookup") is not None:
@@ -306,5 +378,5 @@ def kept_policy(heads: ExitHeads) -> Policy:
 
 
 def thresholds_or_none(name: str, values: Sequence[float | None]) -> tuple[float | None, ...]:
-    """A number for each head, infinite ones too, or None."""
+    """Thresholds as a tuple of numbers, possibly infinite, or None."""
     return tuple(Number(infinite=True, optional=True)(name, value) for value in values)

@@ -1,4 +1,4 @@
-"""One call of the decoding engine, token by token: heads draft, the full model verifies, and everything is counted."""
+"""Session: one call of the engine, token by token, with all counts."""
 
 import time
 from dataclasses import dataclass
@@ -28,15 +28,23 @@ TRACE_COLUMNS = ("round", "position", "token_id", "depth", "score", "drafted", "
 
 @dataclass(frozen=True)
 class DecodingStats:
-    """What one call did.
+    """Counts and time of one call.
 
-    emitted: new tokens.
-    drafted, accepted: drafts made, and those that the full model confirmed.
-    rounds: verifications; prefill is none.
-    block_positions, block_calls: positions that passed each block, and in how many calls.
-    head_positions: positions at which the head of each depth was asked, also when it declined.
-    seconds: wall-clock, prefill included.
-    exact: whether verification had the bits of decoding one token at a time.
+    Attributes:
+        emitted: new tokens.
+        drafted: drafts made.
+        accepted: drafts that the full model confirmed.
+        rounds: verifications, without prefill.
+        block_positions: positions that passed each block.
+        block_calls: calls of each block.
+        head_positions: positions at which the head of each depth was asked, declined ones included.
+        seconds: wall-clock time, with prefill.
+        exact: whether verification had the bits of decoding one token at a time.
+
+    Example:
+        >>> stats = generate(model, input_ids, policy=Never(), max_new_tokens=8).stats
+        >>> stats.emitted, stats.drafted, stats.block_positions
+        (8, 0, (14, 14, 14, 14, 14, 14))
     """
 
     emitted: int
@@ -51,7 +59,7 @@ class DecodingStats:
 
     @property
     def acceptance_rate(self) -> float:
-        """accepted / drafted; NaN when nothing was drafted."""
+        """Accepted over drafted tokens; NaN when nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else float("nan")
 
     @property
@@ -61,12 +69,18 @@ class DecodingStats:
 
 @dataclass(frozen=True)
 class DecodingOutput:
-    """What `generate` returns.
+    """Result of `generate`.
 
-    sequences: [1, prompt + new].
-    trace: one row per emitted or rejected token: round (0 = prefill), position, token_id, depth (the number of blocks =
-        the full model spoke; 0 = looked up in the text), score of the exit, drafted, accepted.
-    stats: what it took.
+    Attributes:
+        sequences: prompt and new tokens, [1, position].
+        trace: one row per emitted or rejected token: round (0 = prefill), position, token_id, depth (the number of
+            blocks for the full model; 0 for lookup), score of the exit, drafted, accepted.
+        stats: counts and time.
+
+    Example:
+        >>> output = generate(model, input_ids, policy=Never(), max_new_tokens=8)
+        >>> output.trace.token_id.tolist() == output.sequences[0, -8:].tolist()
+        True
     """
 
     sequences: Int[Tensor, "1 position"]
@@ -76,18 +90,19 @@ class DecodingOutput:
 
 @dataclass(frozen=True)
 class DecodingCall:
-    """What one call is given, once transformers has made configs, processors and stopping criteria of its arguments.
+    """Arguments of one call, with transformers' processors, criteria and config.
 
-    model: the full model.
-    input_ids: the prompt, [1, position].
-    policy: where to exit and when to stop drafting.
-    heads: trained heads; None for the logit lens.
-    logits_processor, stopping_criteria, generation_config: transformers' own.
-    model_kwargs: what else transformers hands a custom `generate` (attention_mask, past_key_values, ...).
-    verify: whether exits are drafts that the full model verifies, or final.
-    exact: whether verification has the bits of decoding one token at a time; None: where that costs next to nothing.
-    streamer: gets the prompt and each token once it is final.
-    given: the names of the generation arguments that the caller gave; None where that is not known.
+    Attributes:
+        model: the full model.
+        input_ids: the prompt, [1, position].
+        policy: where to exit and when to stop drafting.
+        heads: trained heads; None for the logit lens.
+        logits_processor, stopping_criteria, generation_config: transformers' own.
+        model_kwargs: further arguments for a custom `generate` (attention_mask, past_key_values, ...).
+        verify: whether exits are drafts for the full model, or final.
+        exact: verify with the bits of decoding one token at a time; None: where that is nearly free.
+        streamer: gets the prompt and each token once it is final.
+        given: names of the caller's own generation arguments; None if unknown.
     """
 
     model: PreTrainedModel
@@ -105,27 +120,30 @@ class DecodingCall:
 
 
 class Session:
-    """State of one `generate` call. Subclass it, and override a hook, to change how tokens are drafted or verified.
+    """State of one `generate` call; subclass it to draft or verify differently.
 
     A round of self-speculative decoding:
 
-    1. `feed` hands the newest token to the frontier, and `draft` takes it up from exit to exit until a head speaks; the
-       same for that draft, until no head speaks or the policy's limit is reached. Where the policy has looked drafts up
-       in the text, these are fed all at once, and no head is asked.
-    2. `verify` runs all that waits at the exits to the end: the full model's logits for every draft, in one pass.
-    3. Drafts are accepted up to the first one that the full model would not have said; its own token follows.
-    4. `emit` makes each of these final; what was drafted behind them is rolled back.
+    1. Draft: `feed` passes the newest token to the frontier, and `draft` takes it from exit to exit until a head is
+       confident; its draft is fed in turn, until no head is confident or the draft limit is reached. Drafts that the
+       policy looked up are fed all at once.
+    2. Verify: `verify` runs all states that wait at exits to the end, for the full model's logits at every draft in one
+       pass.
+    3. Accept: drafts count up to the first that the full model rejects; its own token follows.
+    4. Emit: `emit` makes each of these tokens final; positions behind them are rolled back.
 
-    Without verification a step is `feed`, `draft`, and `emit` at once; where no head speaks, `emit_full`.
+    Without verification a step is `feed`, `draft` and `emit`; where no head is confident, `emit_full`.
 
     Hooks: `make_frontier`, `feed`, `draft`, `ask`, `verify`, `emit`, `emit_full`.
 
     Attributes:
-        call: what `generate` was given.
-        backbone, frontier, policy: the frozen model, how far each position has got in it, and who decides.
-        policy_state: the policy's own, of this call.
+        call: arguments of `generate`.
+        backbone: the frozen model.
+        frontier: progress of each position through it.
+        policy, policy_state: the policy, and its state in this call.
         exact: whether verification has the bits of decoding one token at a time.
-        exit_depths: where heads may be asked, ascending; `heads[depth]` is the one there.
+        exit_depths: where heads may be asked, ascending.
+        heads: the head at each of these depths.
         tokens: prompt and all final tokens, [1, position].
     """
 
@@ -140,17 +158,17 @@ class Session:
         self._read = attended(call.model, call.input_ids, call.generation_config, call.model_kwargs, call.given)
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
-            raise UnsupportedError("exact=True with masked tokens: leave them out of the prompt.")
+            raise UnsupportedError("exact=True does not support masked tokens: remove them from the prompt.")
         self._reads_previous = call.heads is not None and call.heads.reads_previous
         if self._reads_previous and not call.verify:
             raise UnsupportedError(
-                "verify=False with heads of kind 'fused', which read what the full model made of the position before: "
-                "decode with verification, or train heads of another kind for early exit."
+                "verify=False with heads of kind 'fused', which read the full model's previous state: decode with "
+                "verification, or train heads of another kind for early exit."
             )
         if call.heads is not None and call.heads.backbone is not self.backbone:
             raise HeadsError(
                 "These heads were loaded onto another model object, or parts of this one were replaced since: load "
-                "them onto this one, as it is now."
+                "them onto this one as it is now."
             )
         self._check_lengths()
         self.policy.check(call.heads)
@@ -170,7 +188,9 @@ class Session:
             self.exact = exact_is_affordable(self.backbone)
         self.frontier = self.make_frontier(min(call.generation_config.max_length, self.tokens.shape[1] + _ROOM))
         if any(self.frontier.cache.windows) and (self._read.int().diff() < 0).any():
-            raise UnsupportedError("Masked tokens inside a prompt, with sliding windows: leave them out of the prompt.")
+            raise UnsupportedError(
+                "Masked tokens inside a prompt are not supported with sliding windows: remove them from the prompt."
+            )
         self.head_positions = dict.fromkeys(self.exit_depths, 0)
         self._previous: Tensor | None = None  # for heads that read it: what was read one position before the newest
         self.drafted = self.accepted = self.rounds = 0
@@ -178,7 +198,7 @@ class Session:
         self.ended = self.tokens.shape[1] >= call.generation_config.max_length
 
     def decode(self) -> DecodingOutput:
-        """Decodes to the end."""
+        """Decode to the end."""
         started, prompt_length, streamer = time.perf_counter(), self.tokens.shape[1], self.call.streamer
         self._put = streamer.put if streamer is not None else lambda tokens: None
         self._put(self.tokens.cpu())
@@ -202,15 +222,14 @@ class Session:
         return DecodingOutput(self.tokens, pd.DataFrame(self._rows, columns=list(TRACE_COLUMNS)), stats)
 
     def _check_lengths(self) -> None:
-        """Refuses a text that may get so long that what is verified together is not what the model would have made of
-        it one by one."""
+        """Refuse texts so long that joint verification would differ from plain decoding."""
         lengths, longest = self.backbone.lengths, self.call.generation_config.max_length - 1 - self._unread
         window = self.backbone.unmasked_window
         if window is not None and longest > window and type(self.policy) is not Never:
             raise UnsupportedError(
-                f"A text of up to {longest} tokens: this model's cache forgets what left a window of {window}, but its "
-                "masks show it to positions that share a call. Set max_new_tokens or max_length so that it stays "
-                "within, or decode with eelib.Never()."
+                f"A text of up to {longest} tokens: this model's cache drops keys outside a window of {window}, but "
+                "its masks show them to positions that share a call. Set max_new_tokens or max_length to stay within, "
+                "or decode with eelib.Never()."
             )
         if lengths is None or longest <= lengths.same_up_to:
             return
@@ -222,15 +241,18 @@ class Session:
             )
 
     def make_frontier(self, capacity: int) -> Frontier:
-        """The frontier of this call, with room for so many positions at first."""
+        """Frontier of this call, with initial room for `capacity` positions."""
         return Frontier(self.backbone, self.exit_depths, capacity, self.exact)
 
     def feed(self, prefix: Int[Tensor, "1 position"]) -> None:
-        """Hands the tokens of the text that are new to the frontier."""
+        """Pass new tokens of the text to the frontier."""
         self.frontier.feed(prefix[:, self.frontier.length + self._unread :])
 
     def draft(self, prefix: Int[Tensor, "1 position"]) -> Draft | None:
-        """Takes the newest position up, exit by exit, until a head speaks; None when none does."""
+        """Take the newest position from exit to exit until a head drafts.
+
+        None when none does.
+        """
         position = prefix.shape[1] - 1
         for segment, depth in enumerate(self.exit_depths):
             hidden = self.frontier.advance(segment)[:, -1]
@@ -241,7 +263,10 @@ class Session:
         return None
 
     def ask(self, depth: int, hidden: Float[Tensor, "1 hidden"], prefix: Int[Tensor, "1 position"]) -> Draft | None:
-        """What the head at `depth` drafts for the newest state; None where it declines or the policy goes on."""
+        """Draft of the head at `depth` for the newest state.
+
+        None where it declines or the policy goes on.
+        """
         heads = self.heads[depth]
         final = heads.final(depth, hidden, self._previous)
         logits = heads.read(depth, final)
@@ -259,15 +284,18 @@ class Session:
         return Draft(token, depth, score, probabilities, final)
 
     def verify(self, prefix: Int[Tensor, "1 position"]) -> Float[Tensor, "state vocab"]:
-        """The full model's logits at every state that waits; prefix: the text with all drafts."""
+        """The full model's logits at every waiting state.
+
+        prefix: the text with all drafts.
+        """
         return self.frontier.unembed(self.frontier.complete())[0]
 
     def emit(self, token: int, draft: Draft | None = None, drafted: bool = False) -> None:
-        """Makes a token final.
+        """Make a token final.
 
         Args:
-            draft: where a head spoke; None for the full model.
-            drafted: whether the full model has verified that draft.
+            draft: the head's; None for the full model's token.
+            drafted: whether the full model has verified the draft.
         """
         self._note(self.tokens.shape[1], token, draft, drafted, accepted=drafted)
         self.tokens = _append(self.tokens, token)
@@ -275,17 +303,23 @@ class Session:
         self.ended = self._ends(self.tokens)
 
     def emit_full(self) -> None:
-        """Takes every position to the end; the full model speaks."""
+        """Take every position to the end, and emit the full model's token."""
         logits = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
         self.emit(self.rule.draw(self.scores(self.tokens, logits))[0])
 
     def scores(self, prefix: Int[Tensor, "1 position"], logits: Float[Tensor, "1 vocab"]) -> Float[Tensor, "1 vocab"]:
-        """What a token is chosen by: a float32 copy of the logits, as in transformers, through the processors."""
+        """Scores of the next token: float32 logits after the processors.
+
+        A copy, as in transformers.
+        """
         scores = logits.to(torch.float32, copy=True)
         return self._rules[0](prefix, scores) if self._rules[0] else scores
 
     def _round(self) -> None:
-        """Drafts, verifies all drafts in one pass, and emits the longest right prefix and the model's next token."""
+        """Draft, verify all drafts in one pass, and emit what stands.
+
+        That is the longest accepted prefix and the model's next token.
+        """
         prefix, drafts, limit = self.tokens, [], self.policy.draft_limit(self.policy_state)
         self.rounds += 1
         room = self.call.generation_config.max_length - prefix.shape[1] - 1
@@ -317,15 +351,15 @@ class Session:
         self.frontier.roll_back(self.tokens.shape[1] - 1 - self._unread)  # the newest token is final, but not fed
 
     def _step(self) -> None:
-        """Early exit: the first head that is sure enough speaks, and that is final."""
+        """Early exit: the token of the first confident head is final."""
         self.feed(self.tokens)
         draft = self.draft(self.tokens)
         self.emit(draft.token, draft) if draft is not None else self.emit_full()
 
     def _judge(self, drafts: list[Draft], logits: Tensor, prefix: Tensor) -> int:
-        """Emits what stands; returns the number of accepted drafts.
+        """Emit what stands; return the number of accepted drafts.
 
-        logits: [state, vocab], the model's at the state before each draft, and at the last draft's if it was fed.
+        logits: the model's at the state before each draft, and at the last draft's if it was fed, [state, vocab].
         """
         start = self.tokens.shape[1]
         for i, row in enumerate(logits):

@@ -1,4 +1,4 @@
-"""Speed and accuracy: ways of decoding side by side, predicted speed, tuning, benchmarks."""
+"""Evaluation: decoders side by side, latency model, tuning, benchmarks, attacks."""
 
 import lazy_loader
 

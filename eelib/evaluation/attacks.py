@@ -1,4 +1,4 @@
-"""Attacks on early exits: forged thresholds, prompts found by search, and how soon a monitor notices a shift."""
+"""Attacks on early exits: forged thresholds, adversarial prompts, and shift detection."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,23 +26,24 @@ from eelib.evaluation.weight_reads import emitted_depths
 from eelib.heads.exit_heads import ExitHeads
 
 GOALS = ("wrong exits", "no exits")
-"""wrong exits: tokens that exit and are not the model's own, so that early exit answers wrongly. no exits: tokens that
-need all blocks, so that answers are slow."""
+"""Goals of an attack: tokens that exit and disagree with the model, or tokens that never exit, for slow answers."""
 
 MODES = {
     "lossless": {"exact": True},
     "lossless, no back-off": {"exact": True},
     "early exit": {"verify": False},
 }
-"""Modes of decoding that an attack meets, and what `generate` is told for each. The first backs off. Lossless decoding
-is `exact`, so that every token must be plain decoding's."""
+"""Modes of decoding under attack, with the arguments of `generate` for each.
+
+The first backs off. Lossless decoding is `exact`, so that every token must be plain decoding's.
+"""
 
 
 def forge_thresholds(honest: Calibration, traces: pd.DataFrame) -> dict[str, Calibration]:
-    """Calibrations that somebody might write in place of an honest one; their digests fit.
+    """Forged calibrations with valid digests, in place of an honest one.
 
     Args:
-        traces: of calibration text, for the lowest and the highest score that a head can be expected to reach.
+        traces: of calibration text, for the range of scores that a head can be expected to reach.
     """
     scores, n = traces[honest.metric], len(honest.depths)
     low, high = float(scores.replace(-np.inf, np.nan).min()), float(scores.max())
@@ -56,15 +57,15 @@ def forge_thresholds(honest: Calibration, traces: pd.DataFrame) -> dict[str, Cal
 def load_tampered(
     model: PreTrainedModel, heads: ExitHeads, honest: Calibration, forged: Calibration, prompt: Tensor
 ) -> pd.DataFrame:
-    """What becomes of files of thresholds that were edited, forged, or made for other heads.
+    """Outcome of loading edited, forged or foreign thresholds.
 
     Args:
-        honest: the calibration that is written first.
-        forged: one with other thresholds and a digest that fits.
-        prompt: [1, position]; a file that loads is used for one token of it.
+        honest: the calibration written first.
+        forged: one with other thresholds and a valid digest.
+        prompt: [1, position]; a file that loads decodes one token of it.
 
     Returns:
-        One row a file: file (what was done to it), outcome ("used", or "refused: " and the error's words).
+        One row per file: file (what was done to it), outcome ("used", or "refused: " and the error message).
     """
     n = len(honest.depths)
     cases = {
@@ -93,7 +94,7 @@ def load_tampered(
 
 
 def _edit(calibration: Calibration, **changes) -> Callable[[Path], None]:
-    """Writes a calibration and changes the file, as an editor would: the digest inside stays."""
+    """Write a calibration and change the file, keeping the digest inside."""
 
     def write(file: Path) -> None:
         calibration.to_json(file)
@@ -112,7 +113,7 @@ def compare_modes(
     max_new_tokens: int = 40,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Each calibration in each mode of decoding, beside plain decoding of the same prompts.
+    """Calibrations in each mode of decoding, beside plain decoding.
 
     Args:
         calibrations: by name.
@@ -120,9 +121,9 @@ def compare_modes(
         seed: of the bootstrap over prompts.
 
     Returns:
-        One row per calibration and mode: mode, file (the calibration's name), equal (share of texts that are plain
+        One row per calibration and mode: mode, file (the calibration's name), equal (share of texts equal to plain
         decoding's), acceptance_rate, speed_ratio with its interval and deviation, agreement (`token_agreements`), and
-        coverage (share of a text's new tokens that left before the end, mean over prompts).
+        coverage (share of a text's new tokens that exit early, mean over prompts).
     """
     shared = {"heads": heads, "do_sample": False, "max_new_tokens": max_new_tokens}
     settings, decoders = [], {"plain": partial(generate, model, policy=Never(), exact=True, **shared)}
@@ -156,17 +157,22 @@ def search_prompts(
     max_new_tokens: int = 32,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Appends `suffix` tokens to questions and changes two of them at a time, keeping what serves the goal best.
+    """Adversarial search: append tokens to questions to serve a goal.
 
-    Each round makes `children` of each of the `kept` best texts so far, the first round of the first questions. Judged
-    teacher-forced on the model's own greedy answers. Columns: text, round (0: the question as it is), coverage, wrong
-    (share of the answer's tokens that exit and disagree); the best first.
+    Appends `suffix` tokens and mutates two at a time. Each round makes `children` of each of the `kept` best texts so
+    far, the first round of the first questions. Scored teacher-forced on the model's own greedy answers.
+
+    Returns:
+        Columns: text, round (0: the original question), coverage, wrong (share of the answer's tokens that exit and
+            disagree); best first.
 
     Raises:
         InvalidInputError: an unknown goal, or no questions.
     """
     if goal not in GOALS or not questions:
-        raise InvalidInputError(f"goal={goal!r}, {len(questions)} questions: expected some, and {' or '.join(GOALS)}.")
+        raise InvalidInputError(
+            f"goal={goal!r}, {len(questions)} questions: expected {' or '.join(GOALS)}, and at least one question."
+        )
     draw, special = np.random.default_rng(seed), set(tokenizer.all_special_ids)
     words = np.array([i for i in range(len(tokenizer)) if i not in special])
 
@@ -206,18 +212,18 @@ def alarm_runs(
     sequences: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """When a monitor of the promise raises its alarm, on sequences drawn anew from each kind of text.
+    """Monitor alarms on sequences resampled from each kind of text.
 
     Args:
         texts: traces by kind of text.
-        calibration: the thresholds in use, and the target that is watched.
-        epsilon: what is promised.
-        false_alarm: chance of an alarm, ever, while the promise is kept.
-        runs, sequences: so many runs, each over so many sequences.
+        calibration: the thresholds in use, and the monitored target.
+        epsilon: promised agreement.
+        false_alarm: probability of an alarm, ever, while the promise holds.
+        runs, sequences: number of runs, and of sequences in each.
 
     Returns:
-        One row per kind and run: text, mean_loss (over all of the text's sequences; the promise is kept up to
-        1 - epsilon), run, sequences_to_alarm (inf in runs without one).
+        One row per kind and run: text, mean_loss (over all of the text's sequences; the promise holds up to 1 -
+        epsilon), run, sequences_to_alarm (inf without one).
     """
     tables = []
     for text, traces in texts.items():
@@ -230,8 +236,11 @@ def alarm_runs(
 
 
 def alarm_delays(alarms: pd.DataFrame) -> pd.DataFrame:
-    """How soon the monitor noticed, from `alarm_runs`. Index: text. Columns: mean_loss, share_of_runs_with_an_alarm,
-    median_sequences_to_alarm and sequences_to_alarm_in_90% (of the runs; inf where fewer had one)."""
+    """Delays of the monitor, from `alarm_runs`, by text.
+
+    Columns: mean_loss, share_of_runs_with_an_alarm, median_sequences_to_alarm and sequences_to_alarm_in_90% (of the
+    runs; inf where fewer had one).
+    """
     rows = [
         {
             "text": text, "mean_loss": table.mean_loss.iloc[0],
@@ -245,7 +254,10 @@ def alarm_delays(alarms: pd.DataFrame) -> pd.DataFrame:
 
 
 def alarm_shares(alarms: pd.DataFrame, sequences: int = 500) -> pd.DataFrame:
-    """Share of runs with an alarm by then, from `alarm_runs`: text, sequences (0 to this many), share_of_runs."""
+    """Share of runs with an alarm so far, from `alarm_runs`.
+
+    Columns: text, sequences (0 to this many), share_of_runs.
+    """
     numbers = np.arange(sequences + 1)
     tables = []
     for text, table in alarms.groupby("text", sort=False):

@@ -1,4 +1,4 @@
-"""Packaged benchmark cases, and prompts to decode: packaged questions, or a file of one's own."""
+"""Packaged benchmark cases, and prompts to decode."""
 
 import json
 from dataclasses import dataclass
@@ -19,9 +19,13 @@ MULTIPLE_CHOICE = ("hellaswag", "truthfulqa_mc1")
 
 @dataclass(frozen=True)
 class Case:
-    """A multiple-choice case: the model ranks `choices` as continuations of `context`; `answer` indexes the right one.
+    """Multiple-choice case: the model ranks continuations of a context.
 
-    per_character: likelihoods are compared per character of the choice, not as sums.
+    Attributes:
+        context: the text to continue.
+        choices: continuations.
+        answer: index of the right one.
+        per_character: whether log-likelihoods are divided by the characters of the choice.
     """
 
     context: str
@@ -31,7 +35,7 @@ class Case:
 
 
 def load_cases(task: str) -> list[Case]:
-    """The packaged cases of `hellaswag` (log-likelihood per character) or `truthfulqa_mc1` (zero-shot; sums)."""
+    """Packaged cases of `hellaswag` (log-likelihood per character) or `truthfulqa_mc1` (zero-shot, sums)."""
     if task not in MULTIPLE_CHOICE:
         raise InvalidInputError(f"Unknown task {task!r}: expected one of {', '.join(MULTIPLE_CHOICE)}.")
     rows = read_rows(task)
@@ -45,14 +49,15 @@ def load_cases(task: str) -> list[Case]:
 def load_prompts(
     tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, file: str | Path | None = None
 ) -> list[Int[Tensor, "1 position"]]:
-    """n prompts to decode, from number `skip` on: of a file, or GSM8K questions.
+    """Load n prompts from number `skip` on, of a file or GSM8K.
 
     Args:
-        file: a .jsonl file with a field "text" or a .txt file with blank lines between prompts (`read_documents`); None
-            for GSM8K's.
+        file: a .jsonl file with a field "text", or a .txt file with blank lines between prompts (`read_documents`);
+            None for GSM8K's questions.
 
     Raises:
-        InvalidInputError: fewer prompts are there. CorpusError: the file cannot be read.
+        InvalidInputError: there are fewer.
+        CorpusError: the file is unreadable.
     """
     return [as_prompt(text, tokenizer) for text in prompt_texts(tokenizer, n, skip, file)]
 
@@ -60,21 +65,28 @@ def load_prompts(
 def prompt_texts(
     tokenizer: PreTrainedTokenizerBase, n: int, skip: int = 0, file: str | Path | None = None
 ) -> list[str]:
-    """The prompts of `load_prompts` as words, for a user's turn or, without a template, as the text to go on with."""
+    """Prompts of `load_prompts` as text.
+
+    For a user's turn or, without a chat template, to be continued.
+    """
     if file is None:
         rows = read_rows("gsm8k")
         if skip + n > len(rows):
-            raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there.")
+            raise InvalidInputError(f"{skip + n} questions asked for, {len(rows)} are there: ask for fewer.")
         template = "{}" if tokenizer.chat_template else "Question: {}\nAnswer:"
         return [template.format(row["prompt"]) for row in rows[skip : skip + n]]
     texts = list(islice(read_documents(str(file)), skip, skip + n))
     if len(texts) < n:
         raise InvalidInputError(
-            f"{skip + n} prompts asked for, {file} has {skip + len(texts)}: give more, or ask for less."
+            f"{skip + n} prompts asked for, {file} has {skip + len(texts)}: add more, or ask for fewer."
         )
     return [text.strip() for text in texts]
 
 
 def read_rows(task: str) -> list[dict]:
-    """The packaged cases of a task as they are written. Raises FetchError where they were not fetched."""
+    """Packaged cases of a task, as stored.
+
+    Raises:
+        FetchError: they have not been fetched.
+    """
     return [json.loads(line) for line in case_file(task).read_text(encoding="utf-8").splitlines()]

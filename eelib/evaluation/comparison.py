@@ -1,4 +1,7 @@
-"""Ways of decoding side by side: the same prompts, turn by turn, warm, with acceptance, speed and equality."""
+"""Decoders side by side on the same prompts: speed, acceptance, equality.
+
+Interleaved, after a warm-up.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,24 +19,27 @@ from eelib.statistics import format_interval, median_interval, ratio_interval, r
 from eelib.timing import interleaved
 
 Decoder = Callable[[Tensor], DecodingOutput | Tensor]
-"""Takes a prompt [1, position]; returns what `eelib.generate` or a model's own `generate` returns."""
+"""From a prompt [1, position] to the result of `eelib.generate` or `model.generate`."""
 
 
 def compare(
     decoders: Mapping[str, Decoder], prompts: Sequence[Tensor], *, reference: str, repeats: int = 1
 ) -> pd.DataFrame:
-    """Decodes every prompt with every decoder, turn by turn; the first prompt warms all of them up.
+    """Decode every prompt with every decoder, interleaved; the first warms up.
 
     Returns:
         One row per prompt, decoder and repeat: prompt, decoder, repeat, seconds, emitted, tokens_per_second,
-        speed_ratio (to `reference` at the same prompt and repeat), equal (the tokens are the reference's), drafted,
-        accepted, rounds (NaN where the decoder does not say), output (what it returned).
+        speed_ratio (to `reference` at the same prompt and repeat), equal (tokens equal the reference's), drafted,
+        accepted, rounds (NaN for decoders without counts), output (the return value).
 
     Raises:
-        InvalidInputError: no prompts, or no decoder of the reference's name.
+        InvalidInputError: no prompts, or the reference is not among the decoders.
     """
     if not prompts or reference not in decoders:
-        raise InvalidInputError(f"Expected prompts, and {reference!r} among the decoders {list(decoders)}.")
+        raise InvalidInputError(
+            f"{len(prompts)} prompts, decoders {list(decoders)}: expected at least one prompt, and {reference!r} among "
+            "the decoders."
+        )
     tables = []
     for number, prompt in enumerate(prompts):
         calls = {name: (lambda decode=decode, prompt=prompt: decode(prompt)) for name, decode in decoders.items()}
@@ -56,7 +62,10 @@ def compare(
 
 
 def token_agreement(model: PreTrainedModel, output: DecodingOutput | Tensor, prompt_length: int) -> float:
-    """Share of the new tokens that the full model would have chosen after the same text; NaN without new tokens."""
+    """Share of new tokens that the full model would choose.
+
+    NaN without new tokens.
+    """
     tokens = getattr(output, "sequences", output)
     positions = Backbone.of(model).position_arguments(0, tokens.shape[1])
     with torch.no_grad():
@@ -65,15 +74,17 @@ def token_agreement(model: PreTrainedModel, output: DecodingOutput | Tensor, pro
 
 
 def token_agreements(model: PreTrainedModel, runs: pd.DataFrame, prompts: Sequence[Tensor]) -> pd.Series:
-    """`token_agreement` by decoder, the mean over prompts, of what `compare` returned."""
+    """`token_agreement` by decoder, mean over prompts, from `compare`."""
     first = runs[runs.repeat == 0]
     each = [token_agreement(model, run.output, prompts[run.prompt].shape[1]) for run in first.itertuples()]
     return first.assign(token_agreement=each).groupby("decoder", sort=False).token_agreement.mean()
 
 
 def block_shares(runs: pd.DataFrame, prompts: Sequence[Tensor]) -> pd.Series:
-    """Positions that passed a block over those that plain decoding passes, by decoder: mean over prompts and blocks, of
-    what `compare` returned. NaN for decoders that do not say."""
+    """Block positions over those of plain decoding, by decoder, from `compare`.
+
+    Mean over prompts and blocks; NaN for decoders without counts.
+    """
     first = runs[runs.repeat == 0]
     each = [
         np.mean(run.output.stats.block_positions) / (prompts[run.prompt].shape[1] + run.emitted - 1)
@@ -87,7 +98,7 @@ def block_shares(runs: pd.DataFrame, prompts: Sequence[Tensor]) -> pd.Series:
 def mismatches(
     model: PreTrainedModel, runs: pd.DataFrame, prompts: Sequence[Tensor], *, reference: str = "plain"
 ) -> pd.DataFrame:
-    """Where the texts of decoders part from the reference's: one row for each that does, in what `compare` returned.
+    """First mismatches with the reference's text, one row each, from `compare`.
 
     Columns: decoder, prompt, first_mismatch, gap, rounding and near_tie, as in `eelib.verify_lossless`. Lossless
     decoding has near-ties only.
@@ -104,10 +115,12 @@ def mismatches(
 
 
 def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """One row a decoder: share of prompts with equal output, tokens_per_round, drafts_per_token, acceptance_rate,
-    accepted_per_round, and over prompts the medians of tokens_per_second and speed_ratio; 95% intervals from a
-    bootstrap over prompts; speed_ratio_deviation, the standard deviation of the ratio's median from repeat to repeat.
-    Acceptance is NaN where nothing was drafted.
+    """Summary of `compare`, one row per decoder.
+
+    Share of prompts with equal output, tokens_per_round, drafts_per_token, acceptance_rate, accepted_per_round, and
+    medians over prompts of tokens_per_second and speed_ratio; 95% intervals from a bootstrap over prompts; and
+    speed_ratio_deviation, the standard deviation of the median ratio from repeat to repeat. Acceptance is NaN where
+    nothing was drafted.
     """
     rows = []
     for name, table in runs.groupby("decoder", sort=False):
@@ -134,8 +147,11 @@ def summarise(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def working(decoders: Mapping[str, Decoder], prompt: Tensor) -> tuple[dict[str, Decoder], pd.DataFrame]:
-    """Tries each decoder once: those that work, and a table of the errors of the others (decoder, error), so that a
-    method that fails on a model has a row with its reason and does not end the comparison."""
+    """Decoders that work on a prompt, and the errors of the others.
+
+    Columns of the table: decoder, error. A method that fails on a model thus gets a row, and does not end the
+    comparison.
+    """
     fine, failed = {}, []
     for name, decode in decoders.items():
         try:
@@ -147,7 +163,10 @@ def working(decoders: Mapping[str, Decoder], prompt: Tensor) -> tuple[dict[str, 
 
 
 def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:
-    """Acceptance rate of `ours` over that of `theirs` on the same prompts, with its 95% interval over prompts."""
+    """Acceptance rate of one decoder over another's, with its 95% interval.
+
+    On the same prompts, by a bootstrap over them.
+    """
     counts = runs[runs.repeat == 0].pivot(index="prompt", columns="decoder", values=["accepted", "drafted"])
     pairs = [(counts["accepted", name], counts["drafted", name]) for name in (ours, theirs)]
     value, low, high = ratio_of_ratios_interval(*pairs, seed=seed)
@@ -155,15 +174,20 @@ def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 
 
 
 def relative_speed(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:
-    """Tokens per second of `ours` over those of `theirs` on the same prompts: median over prompts of medians over
-    repeats, with its 95% interval."""
+    """Tokens per second of one decoder over another's, with its 95% interval.
+
+    On the same prompts: median over prompts of medians over repeats.
+    """
     speeds = runs.groupby(["prompt", "decoder"]).tokens_per_second.median().unstack()
     value, low, high = median_interval(speeds[ours] / speeds[theirs], seed=seed)
     return {"relative_speed": value, "relative_speed_low": low, "relative_speed_high": high}
 
 
 def acceptance_ratios(runs: pd.DataFrame, ours: Sequence[str], rivals: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
-    """`acceptance_ratio` and `relative_speed` of each of ours over each rival: one row a pair, decoder and against."""
+    """`acceptance_ratio` and `relative_speed` of each pair, one row each.
+
+    Columns name the pair as decoder and against.
+    """
     return pd.DataFrame([
         {
             "decoder": name, "against": rival, **acceptance_ratio(runs, name, rival, seed=seed),
@@ -175,17 +199,18 @@ def acceptance_ratios(runs: pd.DataFrame, ours: Sequence[str], rivals: Sequence[
 
 
 def acceptance_in_words(summary: pd.DataFrame, pairs: pd.DataFrame, rival: str, claimed: float = 1.66) -> list[str]:
-    """What a comparison of drafting methods found, a line of Markdown each.
+    """Findings of a comparison of drafting methods, as lines of Markdown.
 
     Args:
-        summary: `summarise`; decoders that drafted have a line each.
-        pairs: `acceptance_ratios`.
-        rival: the one whose ratios are told, and set beside the claim.
-        claimed: the ratio that the paper reports (arXiv 2407.21082).
+        summary: from `summarise`; one line for each decoder that drafted.
+        pairs: from `acceptance_ratios`.
+        rival: the decoder whose ratios are reported, beside the claim.
+        claimed: ratio reported by the paper (arXiv 2407.21082).
     """
     lines = [
         f"- {row['decoder']}: acceptance {format_interval(row, 'acceptance_rate')}, "
-        f"{format_interval(row, 'accepted_per_round')} accepted a round, {row['drafts_per_token']:.2f} drafts a token, "
+        f"{format_interval(row, 'accepted_per_round')} accepted per round, "
+        f"{row['drafts_per_token']:.2f} drafts per token, "
         f"{format_interval(row, 'speed_ratio')} times plain decoding's speed."
         for row in summary[summary.acceptance_rate.notna()].to_dict("records")
     ]

@@ -1,8 +1,8 @@
-"""HumanEval by execution: does the code that a model wrote pass the task's tests? (Chen et al. 2021, arXiv 2107.03374)
+"""HumanEval: run the model's code against the tests (arXiv 2107.03374).
 
-Code that a model wrote is run, so it is off unless asked for. It runs in processes of their own, with limits of time
-and memory, an empty folder and environment, and no network: in a user and network namespace (`unshare` of util-linux).
-That keeps accidents in; it is no prison for code that means harm.
+Model-written code is run only on request: in separate processes, with limits of time and memory, an empty folder and
+environment, and no network, in a user and network namespace (`unshare` of util-linux). That contains accidents; it is
+no sandbox against malicious code.
 """
 
 import re
@@ -23,10 +23,11 @@ _ALONE = ["unshare", "--user", "--map-current-user", "--net", "--pid", "--fork",
 
 
 def program(case: dict, answer: str) -> str:
-    """A HumanEval case and an answer to it as one program that fails where a test does.
+    """A HumanEval case and an answer as one program.
 
-    The answer's code is its first block that defines the function, or its first block, or all of it. What the task
-    gives (imports and helpers) stands before it; code that does not define the function itself goes on with the task's.
+    It fails where a test does. The answer's code is its first block that defines the function, else its first block,
+    else all of it. The task's imports and helpers precede it; code that does not define the function itself continues
+    the task's.
     """
     blocks = _BLOCK.findall(answer) or [answer]
     defined = f"def {case['entry_point']}("
@@ -48,17 +49,18 @@ def passes(
     """Whether each program runs to its end.
 
     Args:
-        allow_execution: must be True: programs that a model wrote are run.
-        seconds: after which one is killed. memory: address space that one may take, in bytes.
-        processes: so many at once.
+        allow_execution: must be True: model-written programs are run.
+        seconds: time limit of each.
+        memory: limit of each one's address space [bytes].
+        processes: number run at once.
 
     Raises:
-        InvalidInputError: `allow_execution` is not True. UnsupportedError: this system does not let a user run a
-            process without network.
+        InvalidInputError: `allow_execution` is not True.
+        UnsupportedError: this system does not let a user run a process without network.
     """
     if allow_execution is not True:
         raise InvalidInputError(
-            "Programs that a model wrote would be run here: give allow_execution=True if this machine may do that."
+            "This runs model-written programs: pass allow_execution=True if this machine may do that."
         )
     _check_system()
 
@@ -71,12 +73,14 @@ def passes(
 
 def _check_system() -> None:
     if shutil.which("unshare") is None:
-        raise UnsupportedError("There is no `unshare` here (util-linux, Linux only), so nothing can be run safely.")
+        raise UnsupportedError(
+            "No `unshare` (util-linux, Linux only) on this system, so programs cannot be isolated and are not run."
+        )
     tried = subprocess.run([*_ALONE, "true"], capture_output=True, text=True)
     if tried.returncode:
         raise UnsupportedError(
-            "This system lets no user have a network namespace of his own, so programs that a model wrote are not run. "
-            f"`unshare` says: {tried.stderr.strip()}"
+            "This system does not allow users a network namespace, so model-written programs are not run. `unshare` "
+            f"says: {tried.stderr.strip()}"
         )
 
 

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness at several settings of early exit, case by case, and each beside the full model.
+"""Tasks of lm-evaluation-harness at several early-exit settings, case by case.
 
-Needs the extra `bench`. The offline tasks are the packaged cases of `eelib.evaluation.cases`; all others go by the
-harness's own names and come from the Hub.
+Needs the extra `bench`. Offline tasks are the packaged cases of `eelib.evaluation.cases`; all others have the harness's
+own names and come from the Hub.
 """
 
 import math
@@ -21,7 +21,7 @@ from eelib.evaluation.harness_model import (  # which says what to install where
 from eelib.statistics import mean_interval
 
 OFFLINE = tuple(f"offline_{name}" for name in (*MULTIPLE_CHOICE, "gsm8k"))
-"""The tasks that need no network: `load_cases` in the harness's form, and GSM8K, zero-shot."""
+"""Tasks that need no network: `load_cases` in the harness's form, and GSM8K, zero-shot."""
 
 _JUDGED_BY = {"hellaswag": "acc_norm", "truthfulqa_mc1": "acc"}
 
@@ -41,20 +41,21 @@ def evaluate(
     seed: int = 0,
     **options,
 ) -> pd.DataFrame:
-    """Runs `lm_eval.simple_evaluate` at each setting on the same cases, and compares each with the reference.
+    """Run settings on the same cases, each compared with the reference.
 
-    Settings made from one another by `EarlyExitLM.with_thresholds` share their passes over multiple-choice texts.
+    By `lm_eval.simple_evaluate`. Settings derived from one another by `EarlyExitLM.with_thresholds` share their passes
+    over multiple-choice texts.
 
     Args:
-        settings: by name; `reference` is among them, as a rule the full model.
+        settings: by name, with `reference` among them, usually the full model.
         tasks, limit, metrics, options: as in `run_cases`.
         seed: of the bootstrap.
 
     Returns:
-        What `summarise` says of the cases.
+        As `summarise`.
 
     Raises:
-        As `run_cases` does, and InvalidInputError: no setting of the reference's name.
+        InvalidInputError: the reference is not among the settings; and the errors of `run_cases`.
     """
     _check_reference(settings, reference)
     loaded = list(_load(tasks, options.pop("task_manager", None)))
@@ -72,14 +73,13 @@ def evaluate(
 def multiple_choice_accuracy(
     settings: Mapping[str, lm_eval.api.model.LM], limit: int | None = None, *, reference: str = "full", seed: int = 0
 ) -> pd.DataFrame:
-    """Accuracy on the packaged multiple-choice cases, by the metric that each task is judged by.
+    """Accuracy on the packaged multiple-choice cases, by each task's own metric.
 
     Args:
         settings, limit, reference, seed: as in `evaluate`.
 
     Returns:
-        One row per task and setting: task (without "offline_"), and the columns of `summarise` with accuracy in place
-        of value.
+        One row per task and setting: task (without "offline_"), and the columns of `summarise` with accuracy for value.
     """
     found = evaluate(settings, [f"offline_{name}" for name in MULTIPLE_CHOICE], limit, reference=reference, seed=seed)
     found["task"] = found.task.str.removeprefix("offline_")
@@ -96,35 +96,35 @@ def run_cases(
     task_manager: lm_eval.tasks.TaskManager | None = None,
     **options,
 ) -> pd.DataFrame:
-    """Runs `lm_eval.simple_evaluate` and returns one row per task, case and metric.
+    """Run `lm_eval.simple_evaluate`; one row per task, case and metric.
 
     Args:
-        tasks: names (those of OFFLINE, or the harness's), its config dicts, or tasks that it has loaded.
-        limit: cases of each task, at most.
-        metrics: of your own, by name: from the harness's record of a case (doc, target, arguments, resps,
-            filtered_resps, its own metrics, and task and blocks) to a number.
+        tasks: names (of OFFLINE, or the harness's), its config dicts, or loaded tasks.
+        limit: maximum cases of each task.
+        metrics: your own, by name: from the harness's record of a case (doc, target, arguments, resps, filtered_resps,
+            its own metrics, and task and blocks) to a number.
         task_manager: one that knows more tasks.
         options: of `lm_eval.simple_evaluate`, such as num_fewshot, apply_chat_template, gen_kwargs.
 
     Returns:
-        Columns: task, case, metric, value, answer (what the metric judges: the number of the choice, the text, or
-        whether the continuation is greedy), log_prob (nats: of the right choice or the continuation; NaN where there is
-        none) and blocks (share of all; NaN for a model that does not say). Metrics that the harness makes of all cases
-        at once (perplexity, F1) are left out; a task with no other has log_prob for metric. A group of tasks has its
-        cases under its own name, too, all together.
+        Columns: task, case, metric, value, answer (what the metric scores: number of the choice, text, or whether the
+            continuation is greedy), log_prob (nats: of the right choice or the continuation; else NaN) and blocks
+            (share of all; NaN for other models). Metrics over all cases at once (perplexity, F1) are left out; a task
+            with no other has log_prob for metric. A group of tasks also has all its cases under its own name.
 
     Raises:
-        InvalidInputError: an unknown task, or a metric of one's own that is none. UnsupportedError: an option that this
-            cannot be done with. FetchError: offline cases that were not fetched.
+        InvalidInputError: an unknown task, or an invalid metric of your own.
+        UnsupportedError: an option that does not work case by case.
+        FetchError: offline cases have not been fetched.
     """
     refused = [name for name in _ONE_BY_ONE if name in options]
     if refused:
-        raise UnsupportedError(f"{', '.join(refused)}: every case is run here and recorded; leave it out.")
+        raise UnsupportedError(f"{', '.join(refused)}: not supported, since every case is run and recorded. Omit it.")
     loaded = lm_eval.tasks.TaskManager(include_defaults=False).load(list(_load(tasks, task_manager)))
     if isinstance(lm, EarlyExitLM):
         lm.records.clear()
-    given = {"limit": limit, "bootstrap_iters": 0, "task_manager": lm_eval.tasks.TaskManager(include_defaults=False)}
-    run = lm_eval.simple_evaluate(lm, tasks=list(loaded["tasks"].values()), **given, **options)
+    fixed = {"limit": limit, "bootstrap_iters": 0, "task_manager": lm_eval.tasks.TaskManager(include_defaults=False)}
+    run = lm_eval.simple_evaluate(lm, tasks=list(loaded["tasks"].values()), **fixed, **options)
     blocks = lm.blocks_by_case().to_dict() if isinstance(lm, EarlyExitLM) else {}
     tables = {}
     for name, task in loaded["tasks"].items():
@@ -142,16 +142,16 @@ def run_cases(
 
 
 def summarise(found: Mapping[str, pd.DataFrame], *, reference: str = "full", seed: int = 0) -> pd.DataFrame:
-    """Settings beside the reference on the same cases, from `run_cases` of each.
+    """Settings compared with the reference on the same cases of `run_cases`.
 
     Returns:
-        One row per task, metric and setting: cases, value (the mean over cases; for `acc` the accuracy),
-        value_less_{reference}, changed_answers (share of cases), log_prob_less_{reference} (nats; NaN where there is no
-        log-likelihood) and blocks (share of all that ran per token, mean over cases). Values and differences, which are
-        paired by case, have a 95% interval from a bootstrap over cases under _low and _high.
+        One row per task, metric and setting: cases, value (mean over cases; for `acc` the accuracy),
+        value_less_{reference}, changed_answers (share of cases), log_prob_less_{reference} (nats; NaN without
+        log-likelihood) and blocks (share of all that ran per token, mean over cases). Values and differences, paired by
+        case, have a 95% interval from a bootstrap over cases under _low and _high.
 
     Raises:
-        InvalidInputError: no setting of the reference's name, or settings run on other cases.
+        InvalidInputError: the reference is missing, or settings were run on other cases.
     """
     _check_reference(found, reference)
     keys, rows = ["task", "metric"], []
@@ -160,7 +160,10 @@ def summarise(found: Mapping[str, pd.DataFrame], *, reference: str = "full", see
         for setting, table in found.items():
             own = table[(table.task == task) & (table.metric == metric)].set_index("case")
             if not own.index.equals(base.index):
-                raise InvalidInputError(f"{setting!r} was not run on the cases of {reference!r} in {task}, {metric}.")
+                raise InvalidInputError(
+                    f"{setting!r} was not run on the cases of {reference!r} in {task}, {metric}: run all settings on "
+                    "the same cases."
+                )
             row = {"task": task, "metric": metric, "setting": setting, "cases": len(own)}
             row |= _interval("value", own.value, seed)
             row |= _interval(f"value_less_{reference}", own.value - base.value, seed)
@@ -171,7 +174,7 @@ def summarise(found: Mapping[str, pd.DataFrame], *, reference: str = "full", see
 
 
 class _OfflineTask(lm_eval.api.task.ConfigurableTask):
-    """A task of the packaged cases."""
+    """Task of packaged cases."""
 
     def __init__(self, name: str):
         self._name = name.removeprefix("offline_")
@@ -210,7 +213,10 @@ class _OfflineTask(lm_eval.api.task.ConfigurableTask):
 
 
 def _load(tasks: Sequence, manager: lm_eval.tasks.TaskManager | None) -> list:
-    """Tasks and groups of tasks; building the index of all that the harness knows takes a while, so only if need be."""
+    """Load tasks and groups of tasks.
+
+    The harness's index takes a while to build, so only if needed.
+    """
     loaded = []
     for task in [tasks] if isinstance(tasks, str) else tasks:
         if isinstance(task, str) and task in OFFLINE:
@@ -221,7 +227,9 @@ def _load(tasks: Sequence, manager: lm_eval.tasks.TaskManager | None) -> list:
                 found = manager.load([task])
             except KeyError as error:
                 known = ", ".join(OFFLINE)
-                raise InvalidInputError(f"Unknown task {task!r}: neither of {known} nor the harness's.") from error
+                raise InvalidInputError(
+                    f"Unknown task {task!r}: expected one of {known}, or a task of the harness."
+                ) from error
             name = task if isinstance(task, str) else task.get("group")
             loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
         else:
@@ -238,10 +246,10 @@ def _rows(task: lm_eval.api.task.Task, sample: Sample, own: Mapping[str, Metric]
             values[name + ending] = float(sample[name])
     for name, function in own.items():
         if name in values:
-            raise InvalidInputError(f"A metric of yours is called {name!r}, as one of {sample['task']}: rename it.")
+            raise InvalidInputError(f"Your metric {name!r} has the name of a metric of {sample['task']}: rename it.")
         value = function(sample)
         if not np.isscalar(value) or isinstance(value, str):
-            raise InvalidInputError(f"The metric {name!r} gave {value!r} for a case: expected a number.")
+            raise InvalidInputError(f"Your metric {name!r} gave {value!r} for a case: expected a number.")
         values[name] = float(value)
     if not values and not own:
         values["log_prob"] = log_prob
@@ -253,7 +261,7 @@ def _rows(task: lm_eval.api.task.Task, sample: Sample, own: Mapping[str, Metric]
 
 
 def _answers(task: lm_eval.api.task.Task, sample: Sample) -> tuple[dict[str, str | None], float]:
-    """What the model answers, by metric ("": any other), and the log-likelihood of the right choice or continuation."""
+    """Answers by metric ("": any other), and log-likelihood of the right one."""
     found, doc = sample["filtered_resps"], sample["doc"]
     if task.OUTPUT_TYPE == "loglikelihood":
         return {"": str(found[0][1])}, float(found[0][0])

@@ -1,6 +1,6 @@
-"""Model classes for lm-evaluation-harness: early exits, and any function from token ids to logits.
+"""Models for lm-evaluation-harness: with early exits, or from any logits.
 
-Needs the extra `bench`. `EarlyExitLM` scores a token by the first head that is sure: likelihoods are teacher-forced,
+Needs the extra `bench`. `EarlyExitLM` scores a token by the first confident head: likelihoods are teacher-forced, with
 one pass over each text; generation goes through the engine.
 """
 
@@ -42,34 +42,34 @@ _TOKENS_AT_ONCE = 2**14
 
 
 class EarlyExitLM(HFLM):
-    """The harness's own model class, with early exits.
+    """The harness's `HFLM` with early exits.
 
-    Likelihoods: each scored token (the continuation's) is scored over the whole vocabulary by the first head whose
-    score reaches its threshold, else by the full model. A head that would draft "other" declines, and never scores.
-    Generation: `eelib.generate`, one prompt at a time. The log-softmax is taken in float32.
+    Likelihoods: each token of the continuation is scored over the whole vocabulary by the first head whose score
+    reaches its threshold, else by the full model. A head that would draft "other" declines. Generation:
+    `eelib.generate`, one prompt at a time. The log-softmax is in float32.
+
+    Blocks are the share of all blocks that had run when a token became final, mean over tokens. Filling in deeper
+    blocks later, for the attention of other tokens, is not counted. With `verify=True` a generated token is final only
+    after all of them.
 
     Args:
-        heads: trained heads; all of them are read, so leave them out where only the full model is asked.
+        heads: trained heads. All are computed, so omit them for the full model alone.
         metric: the score; a calibration brings its own.
-        thresholds: by depth; a depth that is missing or None never exits, -inf exits whenever the head does not
-            decline. Or a calibration. None or {} is the full model.
-        batch_size: texts per pass, for likelihoods; "auto": as many as make 16,384 tokens.
-        verify: whether generated exits are drafts that the full model verifies, or final.
-        max_length: most tokens of a text; None for the model's own limit. Longer contexts lose their beginning.
-        hflm: what else the harness's class takes (`enable_thinking`, `think_end_token`, `add_bos_token`, `truncation`).
+        thresholds: by depth, or a calibration; a depth that is missing or None never exits, -inf exits unless the head
+            declines. None or {} is the full model.
+        batch_size: texts per pass, for likelihoods; "auto" for as many as make 16,384 tokens.
+        verify: whether generated exits are drafts for the full model, or final.
+        max_length: maximum tokens of a text; None for the model's limit. Longer contexts are cut on the left.
+        hflm: further arguments of `HFLM` (`enable_thinking`, `think_end_token`, `add_bos_token`, `truncation`).
 
     Attributes:
-        records: what was done since they were last cleared, one dict a request: task, case (number of the document),
-            request, tokens (scored or generated) and blocks.
-
-    Blocks are the share of all blocks that had run when a token became final, averaged over tokens. Filling in the
-    deeper blocks later, for the attention of tokens that go deeper, is not counted. With `verify=True` a generated
-    token is final only after all of them.
+        records: one dict per request since they were last cleared: task, case (number of the document), request, tokens
+            (scored or generated) and blocks.
 
     Raises:
-        InvalidInputError: an unknown metric, or thresholds or a batch size that cannot be.
+        InvalidInputError: an unknown metric, or invalid thresholds or batch size.
         HeadsError: heads of another model object, or without a depth that thresholds name.
-        ModelError: a model that cannot be cut.
+        ModelError: the model cannot be split into blocks.
     """
 
     def __init__(
@@ -100,7 +100,10 @@ class EarlyExitLM(HFLM):
         self._spent: list[tuple[int, float]] = []  # tokens and blocks of the requests just answered
 
     def with_thresholds(self, thresholds: Thresholds = None, metric: str | None = None) -> "EarlyExitLM":
-        """The same at other thresholds, by this metric or another; `with_thresholds(None)` is the full model."""
+        """The same model at other thresholds or by another metric.
+
+        `with_thresholds(None)` is the full model.
+        """
         other = copy.copy(self)
         if metric is None and not isinstance(thresholds, Calibration):
             metric = self.metric
@@ -110,18 +113,21 @@ class EarlyExitLM(HFLM):
 
     @property
     def blocks(self) -> float:
-        """Mean over the cases in `records` of the share of blocks that ran per token; NaN before any."""
+        """Share of blocks run per token, mean over `records`; NaN without any."""
         return float(self.blocks_by_case().mean())
 
     def blocks_by_case(self) -> pd.Series:
-        """The share of blocks that ran per token of a case, all its requests together; index: task, case."""
+        """Share of blocks run per token of each case; index: task, case.
+
+        Over all requests of the case.
+        """
         table = pd.DataFrame(self.records, columns=["task", "case", "request", "tokens", "blocks"])
         table["ran"] = table.tokens * table.blocks
         total = table.groupby(["task", "case"], dropna=False)[["ran", "tokens"]].sum()
         return total.ran / total.tokens
 
     def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The harness's: (log-likelihood in nats, whether greedy) of each continuation."""
+        """Harness API: (log-likelihood in nats, whether greedy) of each continuation."""
         self._spent.clear()
         found = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         for request, spent in zip(requests, self._spent, strict=True):
@@ -129,14 +135,14 @@ class EarlyExitLM(HFLM):
         return found
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """The harness's: log-likelihood in nats of each whole text, in windows where it is long."""
+        """Harness API: log-likelihood in nats of each text, windowed if long."""
         return [
             self._one(super(EarlyExitLM, self).loglikelihood_rolling, request)
             for request in tqdm(requests, desc="scoring texts", unit="text", disable=disable_tqdm)
         ]
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """The harness's: the text that goes on from each prompt, up to a stop string."""
+        """Harness API: continuation of each prompt, up to a stop string."""
         return [
             self._one(super(EarlyExitLM, self).generate_until, request)
             for request in tqdm(requests, desc="generating", unit="prompt", disable=disable_tqdm)
@@ -187,13 +193,13 @@ class EarlyExitLM(HFLM):
         return () if self.heads is None else self.heads.depths
 
     def _key(self, context: list[int], continuation: list[int]) -> bytes:
-        """One text read by one metric of one set of heads."""
+        """Cache key of a text under one metric and set of heads."""
         named = f"{id(self.cut)} {id(self.heads)} {self.metric} {self.max_length} {len(context)}".encode()
         return hashlib.sha256(named + np.array(context + continuation, np.int64).tobytes()).digest()
 
     @torch.no_grad()
     def _read(self, unread: dict[bytes, tuple], disable_tqdm: bool) -> Iterator[dict[bytes, tuple]]:
-        """Scores, log-probabilities and greediness, [depth, token], of each continuation at every depth."""
+        """Scores, log-probabilities and greediness of continuations at every depth, [depth, token]."""
         texts: dict[tuple, list] = {}  # continuations of one token, of the same context, share a pass
         for key, (context, continuation) in unread.items():
             if not 0 < len(continuation) <= self.max_length or not context:
@@ -225,10 +231,12 @@ class EarlyExitLM(HFLM):
 
 
 class LogitsLM(HFLM):
-    """The harness's own model class over a function from token ids to logits. Generation is the plain model's.
+    """The harness's `HFLM` over a function from token ids to logits.
+
+    Generation is the plain model's.
 
     Args:
-        logits: of the model that scores: token ids [text, position] to logits [text, position, vocab].
+        logits: from token ids [text, position] to logits [text, position, vocab].
         settings: the harness's own (`batch_size`, `max_length`).
     """
 
@@ -256,12 +264,12 @@ def score_tokens(
     target: Int[Tensor, " token"],
     metric: str | None,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"], Bool[Tensor, " token"]]:
-    """What is said at `depth` of the tokens that follow some states.
+    """Confidence, log-probability and greediness of target tokens at a depth.
 
     Returns:
-        The metric of the logits that the head drafts with (-inf where it declines or no metric is given, inf for the
-        full model, which always speaks); the log-probability of each target in nats, over the whole vocabulary; and
-        whether no other token has a larger logit.
+        The metric of the head's drafting logits (-inf where it declines or without a metric, inf for the full model);
+        the log-probability of each target in nats, over the whole vocabulary; and whether no other token has a larger
+        logit.
     """
     parts = []
     for states, tokens in zip(hidden.split(1024), target.split(1024), strict=True):
@@ -278,7 +286,7 @@ def score_tokens(
 
 
 class _Until(MultiTokenEOSCriteria):
-    """The harness's criterion, asked anew each time: also about drafts, which may not stay."""
+    """The harness's stopping criterion, made stateless, for drafts that may be rejected."""
 
     def __call__(self, input_ids, scores, **kwargs) -> bool:
         self.done_tracker = [False]
@@ -286,23 +294,23 @@ class _Until(MultiTokenEOSCriteria):
 
 
 def _exits(heads: ExitHeads | None, metric: str | None, thresholds: Thresholds) -> tuple[str | None, dict, Policy]:
-    """The metric, the thresholds by depth, and the policy that decodes by them."""
+    """Metric, thresholds by depth, and the policy that decodes by them."""
     if metric is not None:
         check_metric(metric)
     if not thresholds:
         return metric, {}, Never()
     if heads is None:
-        raise HeadsError("Thresholds without heads: give the heads that they are for.")
+        raise HeadsError("Thresholds without heads: pass the heads that they were calibrated for.")
     if isinstance(thresholds, Calibration):
         if metric not in (None, thresholds.metric):
-            raise InvalidInputError(f"metric={metric!r}, but the calibration is of {thresholds.metric}: leave it out.")
+            raise InvalidInputError(f"metric={metric!r}, but the calibration is of {thresholds.metric}: omit metric.")
         policy = Confidence.from_calibration(thresholds)
     else:
         if metric is None:
-            raise InvalidInputError("Thresholds without a metric: name the score that they are on.")
+            raise InvalidInputError("Thresholds without a metric: pass the metric that they apply to.")
         others = sorted(set(thresholds) - set(heads.depths))
         if others:
-            raise HeadsError(f"Thresholds for depths {others}: the heads given are at depths {list(heads.depths)}.")
+            raise HeadsError(f"Thresholds for depths {others}: these heads are at depths {list(heads.depths)}.")
         policy = Confidence(metric, [thresholds.get(depth) for depth in heads.depths], depths=heads.depths)
     check_thresholds(policy.metric, [t for t in policy.thresholds if t is not None and math.isfinite(t)])
     policy.check(heads)

@@ -1,4 +1,4 @@
-"""What each piece of decoding takes by the clock, measured while it decodes, and from that the speed to expect."""
+"""Latency model: time each component in place, and predict tokens per second."""
 
 import functools
 import time
@@ -22,21 +22,22 @@ from eelib.heads.exit_heads import ExitHeads
 from eelib.timing import synchronize
 
 POSITIONS = (1, 2, 4, 8)
-"""Verification is measured with so many positions in one call; between them seconds are interpolated."""
+"""Numbers of positions in one call at which verification is timed; seconds between them are interpolated."""
 
 
 STEADY = 0.15
-"""A timed run around which plain decoding changes its speed by more than this share was disturbed."""
+"""Maximum change of plain decoding's speed around an undisturbed run, as a share."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of the pieces of decoding on one machine, medians over calls.
+    """Seconds of the components of decoding on one machine, medians over calls.
 
-    pieces: keys as in `Work.calls`, measured in place, with what the other pieces leave in the caches.
-    per_round, per_token: bookkeeping, fitted to what remains; a token is one emitted or drafted.
-    plain: seconds a token of plain decoding, measured turn by turn with the pieces, prefill included.
-    scale: what all seconds were multiplied by since they were measured.
+    Attributes:
+        pieces: by the keys of `Work.calls`, measured in place, with the caches as other pieces leave them.
+        per_round, per_token: bookkeeping, fitted to the remainder; a token is one emitted or drafted.
+        plain: seconds per token of plain decoding, interleaved with the pieces, prefill included.
+        scale: factor applied to all seconds since they were measured.
     """
 
     pieces: dict[tuple, float]
@@ -46,7 +47,7 @@ class Timings:
     scale: float = 1.0
 
     def seconds(self, work: Work) -> float:
-        """What work is expected to take."""
+        """Predicted seconds for some work."""
         pieces = sum(self._of(key) * times for key, times in work.calls.items())
         return pieces + self.per_round * work.rounds + self.per_token * (work.emitted + work.drafted)
 
@@ -54,8 +55,10 @@ class Timings:
         return work.emitted / self.seconds(work)
 
     def scaled(self, plain: float) -> "Timings":
-        """The same timings in a minute in which plain decoding takes `plain` seconds a token: the machine is shared,
-        and what its neighbours take slows every piece down."""
+        """Timings rescaled to a speed of plain decoding [seconds per token].
+
+        On a shared machine other jobs slow all components alike.
+        """
         factor = plain / self.plain
         return Timings(
             {key: factor * seconds for key, seconds in self.pieces.items()}, factor * self.per_round,
@@ -63,15 +66,17 @@ class Timings:
         )  # fmt: skip
 
     def with_heads(self, other: "Timings", depths: Sequence[int]) -> "Timings":
-        """The same model's blocks with other heads: at each of these depths one that takes what `other`'s take on
-        average. For exits by the model's logit lens, of which a few are timed."""
+        """Timings with other heads at some depths, at their average cost.
+
+        For exits by the model's logit lens, of which only a few are timed.
+        """
         pieces = other.scaled(self.plain).pieces
         seconds = float(np.mean([s for key, s in pieces.items() if key[0] == "head"]))
         blocks = {key: s for key, s in self.pieces.items() if key[0] != "head"}
         return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
 
     def table(self) -> pd.DataFrame:
-        """One row a piece and number of positions: piece, positions, seconds."""
+        """One row per piece and number of positions: piece, positions, seconds."""
         rows = []
         for (piece, *of), seconds in sorted(self.pieces.items(), key=str):
             name = {"blocks": "blocks {} to {}", "head": "head at {}"}.get(piece, piece).format(*of)
@@ -83,7 +88,9 @@ class Timings:
         if key in self.pieces:
             return self.pieces[key]
         if piece == "head":
-            raise InvalidInputError(f"No head at depth {of[0]} was timed: time it with the heads that are replayed.")
+            raise InvalidInputError(
+                f"No head at depth {of[0]} was timed: pass time_pieces the heads that are replayed."
+            )
         n = of[-1]
         if piece != "blocks":
             known = {k[-1]: seconds for k, seconds in self.pieces.items() if k[0] == piece}
@@ -107,15 +114,16 @@ def time_pieces(
     positions: Sequence[int] = POSITIONS,
     max_new_tokens: int = 40,
 ) -> Timings:
-    """Times every segment that ends or begins at a head, every head, embedding, unembedding and prefill, by decoding
-    the prompts with policies that between them use each at so many positions a call. Before and after each of these
-    runs the prompt is decoded plainly, and the run's seconds are taken relative to that: a slow minute then slows no
-    piece more than another. Runs around which plain decoding changed its speed are left out where the same policy has
-    steadier ones. The first prompt, cut short, warms up.
+    """Time all components of decoding in place.
+
+    These are segments between heads, heads, embedding, unembedding and prefill, timed in runs of policies that between
+    them call each with every number of positions. Each run stands between plain runs of the same prompt, and its
+    seconds are relative to those, so that a slow minute affects all components alike. Runs around which plain decoding
+    changed its speed are dropped if the policy has steadier ones. The first prompt, cut short, warms up.
 
     Args:
         prompts: [1, position] each, at least two.
-        positions: from 1 up; (1,) times the heads and single positions only.
+        positions: from 1 up; (1,) times heads and single positions only.
 
     Raises:
         InvalidInputError: too few prompts.
@@ -150,7 +158,14 @@ def time_pieces(
 
 @dataclass(frozen=True)
 class _Run:
-    """A timed run of one policy. before, after: seconds a token of plain decoding around it. log: of the pieces."""
+    """Timed run of one policy.
+
+    Attributes:
+        policy: its number.
+        before, after: seconds per token of plain decoding around it.
+        log: seconds of the pieces.
+        stats: of the run.
+    """
 
     policy: int
     before: float
@@ -164,12 +179,15 @@ class _Run:
 
     @property
     def drift(self) -> float:
-        """By how much plain decoding changed meanwhile, as a share: another job came or went."""
+        """Change of plain decoding around the run, as a share.
+
+        It shows other jobs that began or ended.
+        """
         return abs(self.before - self.after) / self.around
 
 
 def _steady(runs: Sequence[_Run]) -> list[_Run]:
-    """Of each policy the runs that nothing disturbed, or else the least disturbed one."""
+    """Undisturbed runs of each policy, or else the least disturbed one."""
     kept = []
     for policy in dict.fromkeys(run.policy for run in runs):
         own = sorted((run for run in runs if run.policy == policy), key=lambda run: run.drift)
@@ -184,7 +202,7 @@ def _plain_seconds(model: PreTrainedModel, prompt: Tensor, **generate_kwargs) ->
 
 
 def _between(known: dict[int, float], n: int) -> float:
-    """Seconds for n positions from those measured: between two of them, or on from the last two."""
+    """Seconds for n positions, interpolated, or extrapolated from the last two."""
     at, seconds = zip(*sorted(known.items()), strict=True)
     if n > at[-1] and len(at) > 1:
         return seconds[-1] + (n - at[-1]) * (seconds[-1] - seconds[-2]) / (at[-1] - at[-2])
@@ -192,7 +210,7 @@ def _between(known: dict[int, float], n: int) -> float:
 
 
 class _Timed(Session):
-    """Decodes as ever, and writes the seconds of every piece into `log`, prefill as one piece."""
+    """Session that logs the seconds of every piece, prefill as one."""
 
     def __init__(self, log: list[tuple[tuple, float]], call: DecodingCall):
         self.log = log
@@ -213,10 +231,13 @@ class _Timed(Session):
 
 
 class _TimedFrontier(Frontier):
-    """began: when prefill did; None before, and once it is over."""
+    """Frontier with timed pieces.
 
-    def __init__(self, log: list[tuple[tuple, float]], *given):
-        super().__init__(*given)
+    began: start of prefill; None before and after it.
+    """
+
+    def __init__(self, log: list[tuple[tuple, float]], *arguments):
+        super().__init__(*arguments)
         self.log, self.began = log, None
 
     def feed(self, tokens):
@@ -242,10 +263,10 @@ class _TimedFrontier(Frontier):
         return _timed(self.log, ("unembedding", hidden.shape[1]), super().unembed, hidden)
 
 
-def _timed(log: list, key: tuple, call: Callable, *given):
+def _timed(log: list, key: tuple, call: Callable, *arguments):
     synchronize()
     started = time.perf_counter()
-    result = call(*given)
+    result = call(*arguments)
     synchronize()
     log.append((key, time.perf_counter() - started))
     return result

@@ -1,8 +1,8 @@
-"""What a policy would do on a text that the model wrote: every round of it, and every call of every piece, off traces.
+"""Replay: a policy's rounds and calls on the model's text, from traces.
 
-Traces are of the text as it is, so rounds and accepted drafts come out as the engine would make them, up to near-ties,
-stops and a text that ends before its length limit. So do all drafts of a fixed exit whose head never declines. Whether
-a head speaks behind a wrong draft of a round is in no trace: there, heads are taken to exit as on the text itself.
+Traces are of the final text, so rounds and accepted drafts equal the engine's, up to near-ties, stops and a text that
+ends before its length limit. So do all drafts of a fixed exit whose head never declines. What a head does after a wrong
+draft of a round is in no trace: there, heads are taken to exit as on the text itself.
 """
 
 from collections import Counter
@@ -21,11 +21,13 @@ from eelib.errors import InvalidInputError
 
 @dataclass
 class Work:
-    """What decoding took.
+    """Work of decoding.
 
-    calls: how often each piece was called: ("blocks", first, last, positions) for the blocks first, ..., last - 1,
-        ("span", positions) for embedding and masks, ("head", depth), ("unembedding", positions); and prefill, which is
-        ("prefill", positions of the prompt).
+    Attributes:
+        emitted, rounds, drafted, accepted: as in `DecodingStats`.
+        calls: number of calls by piece: ("blocks", first, last, positions) for the blocks first, ..., last - 1;
+            ("span", positions) for embedding and masks; ("head", depth); ("unembedding", positions); ("prefill",
+            positions of the prompt).
     """
 
     emitted: int = 0
@@ -41,11 +43,16 @@ class Work:
 
 @dataclass(frozen=True)
 class ExitDecisions:
-    """What heads at some cuts would do for each new token of one text; entry 0 is the token that prefill emits.
+    """What heads would do for each new token of one text.
 
-    depths: of all heads. cuts: where heads are asked, ascending.
-    at: index of the cut at which the token's draft leaves; -1 where no head speaks.
-    right: whether that draft is the model's own token. asked: which of the heads at the cuts are asked.
+    Entry 0 is the token that prefill emits.
+
+    Attributes:
+        depths: of all heads.
+        exit_depths: where heads are asked, ascending.
+        at: index into `exit_depths` of the token's draft; -1 where no head drafts.
+        right: whether that draft is the model's own token.
+        asked: which of the heads at `exit_depths` are asked.
     """
 
     depths: tuple[int, ...]
@@ -62,20 +69,20 @@ def replay_policy(
     prompt_lengths: Sequence[int],
     sequences: Sequence[Tensor] | None = None,
 ) -> Work:
-    """Verified decoding by a policy, on texts of the model's own, as one sum over the texts.
+    """Work of verified decoding by a policy, on the model's texts.
 
     Args:
         policy: `Never`, `FixedExit`, `Confidence` or `Lookup`.
-        traces: of greedy texts, each recorded from the last position of its prompt to the last but one of the text. A
-            column `draft` (1, 2, ...) tells apart what heads say to the first draft in a row, to the second, ...; the
-            last stands for all later ones.
+        traces: of greedy texts, each from the last position of its prompt to the last but one of the text. A column
+            `draft` (1, 2, ...) distinguishes predictions for the first draft in a row, the second, ...; the last stands
+            for all later ones.
         n_blocks: of the model.
-        prompt_lengths: one a sequence in the traces, in their order.
-        sequences: the texts themselves, [position] each; needed where drafts are looked up in them.
+        prompt_lengths: one per sequence in the traces, in their order.
+        sequences: the texts, [position] each; needed for lookup.
 
     Raises:
-        InvalidInputError: another policy, or no texts to look drafts up in. HeadsError: the policy asks heads that the
-            traces lack.
+        InvalidInputError: another policy, or lookup without texts.
+        HeadsError: the policy asks heads that the traces lack.
     """
     looks_up = isinstance(policy, Lookup) or getattr(policy, "lookup", None) is not None
     if looks_up and sequences is None:
@@ -91,7 +98,7 @@ def replay_policy(
 
 
 def exit_decisions(policy: Policy, traces: pd.DataFrame) -> ExitDecisions:
-    """What the heads that a policy asks would do on one traced text."""
+    """What the heads that a policy asks would do on one text."""
     of_depth = {int(depth): table for depth, table in traces.sort_values("position").groupby("depth")}
     depths, n = tuple(of_depth), len(traces) // len(of_depth)
     cuts = policy.exit_depths(depths)
@@ -119,11 +126,11 @@ def replay_text(
     prompt_length: int,
     text: Int[Tensor, " position"],
 ) -> Work:
-    """The rounds of one text, with the engine's own order of calls (`eelib.decoding`).
+    """Rounds of one text, with the engine's order of calls (`eelib.decoding`).
 
     Args:
         exits: for the first draft in a row, the second, ...; the last stands for all later ones.
-        text: the prompt and the new tokens; only the prompt's length counts where nothing is looked up.
+        text: prompt and new tokens; without lookup only the prompt's length matters.
     """
     first = exits[0]
     work, n = Work(emitted=len(first.at)), len(first.at)
@@ -159,7 +166,7 @@ def replay_text(
 
 
 class _Line:
-    """The frontier, loss_mask: how many of the new positions have passed each segment."""
+    """Stand-in for the frontier: new positions that have passed each segment."""
 
     def __init__(self, bounds: tuple[int, ...], calls: Counter):
         self.bounds, self.calls, self.fed, self.passed = bounds, calls, 0, [0] * (len(bounds) - 1)
@@ -171,7 +178,7 @@ class _Line:
         self.calls["span", n] += 1
 
     def draft(self, exits: ExitDecisions, token: int) -> bool:
-        """Takes the newest position up to where its draft leaves, asking heads on the way; whether one speaks."""
+        """Take the newest position to its exit; return whether a head drafts."""
         for segment, depth in enumerate(exits.exit_depths):
             self._advance(segment)
             if exits.asked[token, segment]:
@@ -181,7 +188,7 @@ class _Line:
         return False
 
     def complete(self) -> int:
-        """Takes all to the end; returns how many positions got there."""
+        """Take all positions to the end; return how many got there."""
         before = self.passed[-1]
         for segment in range(len(self.passed)):
             self._advance(segment)

@@ -1,4 +1,4 @@
-"""Do larger models gain more? What several were measured to gain; on Pythia's sizes, what measured exit shares give."""
+"""Model sizes: measured gains, and computed ones for Pythia."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +16,16 @@ _VOCABULARY = 50304
 
 
 def gain_by_size(shares: pd.DataFrame, draft_vocab_size: int = 8192) -> pd.DataFrame:
-    """The speed ratio by weights read that exit shares would give on Pythia's sizes, if they were the same there.
+    """Speed ratio by weights read on Pythia's sizes, for given exit shares.
 
-    Four `mlp` heads at the fifths of the depth, as wide as the model, with a linear map beside the MLP. What is
-    computed is only how the heads' own weights dilute the gain; exit shares are assumed, not measured.
+    Four `mlp` heads at the fifths of the depth, as wide as the model, with a linear map beside the MLP. Exit shares are
+    assumed equal, not measured: only the dilution by the heads' own weights is computed.
 
     Args:
-        shares: `exit_shares`: decoder, and share_{depth} for four heads, ascending; what is left goes to the full
-            model.
+        shares: `exit_shares`: decoder, and share_{depth} for four heads, ascending; the rest goes to the full model.
 
     Returns:
-        One row a decoder and size: decoder, size, speed_ratio_computed, head_share (weights that one head reads, as a
+        One row per decoder and size: decoder, size, speed_ratio_computed, head_share (weights that one head reads, as a
         share of the model's).
     """
     rows, columns = [], [name for name in shares if name.startswith("share_")]
@@ -46,19 +45,19 @@ def gain_by_size(shares: pd.DataFrame, draft_vocab_size: int = 8192) -> pd.DataF
 
 
 def read_sizes(folders: Mapping[str, str | Path]) -> pd.DataFrame:
-    """What notebooks 02, 04 and 05 found on several models, side by side.
+    """Results of several models, from the CSVs of their figures.
 
     Args:
-        folders: for each model the folder of its figures, whose CSVs are read.
+        folders: for each model the folder of its figures.
 
     Returns:
-        One row a model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high
-        (NaN where it is of one run). Measures: `agreement` and `auroc of <metric>` at a share of the depth, on the
-        heads' own kind of text; `blocks saved` and `early exit, speed` at an ε; `speed` and `acceptance` of what was
-        tuned, `at` being its name. Speed is over plain decoding's in the same engine.
+        One row per model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high
+        (NaN for a single run). Measures: `agreement` and `auroc of <metric>` at a share of the depth, on the heads' own
+        kind of text; `blocks saved` and `early exit, speed` at an ε; `speed` and `acceptance` of what was tuned, named
+        by `at`. Speed is relative to plain decoding in the same engine.
 
     Raises:
-        InvalidInputError: a table is missing, or was written before it had what is read here.
+        InvalidInputError: a table is missing, or lacks a column because an earlier version wrote it.
     """
     return pd.concat([_of_model(model, Path(folder)) for model, folder in folders.items()], ignore_index=True)
 
@@ -93,31 +92,33 @@ def _read(path: Path, *columns: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read ({error}): make that table first.") from error
+        raise InvalidInputError(f"{path} cannot be read ({error}): make this table first.") from error
     missing = [column for column in columns if column not in table]
     if missing:
         raise InvalidInputError(
-            f"{path} has no column {', '.join(missing)}: an earlier version wrote it. Make it again."
+            f"{path} has no column {', '.join(missing)}, so an earlier version wrote it: make it again."
         )
     return table
 
 
 def larger_gain_more(table: pd.DataFrame, smaller: str, larger: str) -> pd.DataFrame:
-    """Whether the larger of two models gains more, by each measure that both have at the same places.
+    """Whether the larger of two models gains more, by each shared measure.
 
-    Depths are the same place where they are within a twentieth of all blocks.
+    Depths are the same place if they are within a twentieth of all blocks.
 
     Args:
-        table: of `read_sizes`.
+        table: from `read_sizes`.
         smaller, larger: names of models in it.
 
     Returns:
-        One row a measure and place: measure, at, smaller, larger (the values), difference, verdict: `more` or `less`
-        where the intervals do not meet, `undecided` where they do, `one run` where there are none.
+        One row per measure and place: measure, at, smaller, larger (the values), difference, verdict: `more` or `less`
+        for disjoint intervals, `undecided` for overlapping ones, `one run` where there are none.
     """
     few, many = (table[table.model == model] for model in (smaller, larger))
     if few.empty or many.empty:
-        raise InvalidInputError(f"{smaller} or {larger} is not in the table, which has {', '.join(set(table.model))}.")
+        raise InvalidInputError(
+            f"{smaller} or {larger} is not in the table: expected two of {', '.join(set(table.model))}."
+        )
     rows = []
     for row in few.itertuples():
         same = many[many.measure == row.measure]

@@ -1,4 +1,4 @@
-"""Tuning: settings counted on the model's own text, priced by the latency model, and the best decided by the clock."""
+"""Tuning: replay settings, predict their speed, and time the best."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,13 @@ from eelib.heads.exit_heads import ExitHeads
 
 @dataclass(frozen=True)
 class Setting:
-    """A policy with the heads that it asks, and its parameters as they stand in tables.
+    """A policy with its heads, and its parameters as table columns.
 
-    kind: what it is tuned among ("DSSD"); the best of each kind is chosen.
-    policy: as `generate` takes it.
-    heads: as `generate` takes them; None for the logit lens.
-    parameters: by column: epsilon, max_draft, deepest; or depth, draft_length.
+    Attributes:
+        kind: group in which it is tuned ("DSSD"); the best of each is chosen.
+        policy: as `generate` takes it.
+        heads: as `generate` takes them; None for the logit lens.
+        parameters: by column: epsilon, max_draft, deepest; or depth, draft_length.
     """
 
     kind: str
@@ -36,7 +37,7 @@ class Setting:
     parameters: Mapping[str, float] = field(default_factory=dict)
 
     def decoder(self, model: PreTrainedModel, **generate_kwargs) -> Decoder:
-        """A decoder for `compare`: verified, greedy unless told otherwise."""
+        """Decoder for `compare`: verified, greedy by default."""
         options = {"do_sample": False, **generate_kwargs}
         return lambda prompt: generate(model, prompt, heads=self.heads, policy=self.policy, **options)
 
@@ -55,13 +56,15 @@ def dssd_settings(
     lookup: Lookup | None = None,
     kind: str = "DSSD",
 ) -> list[Setting]:
-    """DSSD by empirical thresholds, without back-off: every ε, longest draft and deepest head that is asked.
+    """DSSD settings: every ε, `max_draft` and deepest head.
+
+    With empirical thresholds, without back-off.
 
     Args:
         traces: of calibration text.
         deepest: depths; None for each head's.
-        lookup: of every policy.
-        kind: what the settings are tuned among.
+        lookup: of every policy; None for none.
+        kind: group of the settings.
     """
     settings = []
     for epsilon in epsilons:
@@ -79,12 +82,15 @@ def dssd_settings(
 
 
 def lookup_settings(max_drafts: Sequence[int], kind: str = "lookup") -> list[Setting]:
-    """Drafts looked up in the text alone, without heads: every longest draft."""
+    """Settings of lookup alone, without heads: every `max_draft`."""
     return [Setting(kind, Lookup(n), parameters={"lookup": n}) for n in max_drafts]
 
 
 def layerskip_settings(heads: ExitHeads, draft_lengths: Sequence[int], kind: str) -> list[Setting]:
-    """LayerSkip's decoding: every head's depth and number of drafts; heads of kind `none` are the logit lens."""
+    """Settings of LayerSkip's decoding: every head's depth and draft length.
+
+    Heads of kind `none` are the logit lens.
+    """
     return [
         Setting(kind, FixedExit(depth, n), heads, {"depth": depth, "draft_length": n})
         for depth in heads.depths
@@ -94,11 +100,12 @@ def layerskip_settings(heads: ExitHeads, draft_lengths: Sequence[int], kind: str
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """Texts that the model writes greedily, which policies are replayed on.
+    """Greedy texts of the model, on which policies are replayed.
 
-    prompts: [1, position] each.
-    sequences: prompt and new tokens, [position] each.
-    loss_mask: for each sequence the positions whose next token is the model's.
+    Attributes:
+        prompts: [1, position] each.
+        sequences: prompt and new tokens, [position] each.
+        loss_mask: for each sequence the positions whose next token is the model's.
     """
 
     prompts: list[Tensor]
@@ -107,13 +114,13 @@ class OwnTexts:
 
     @classmethod
     def write(cls, model: PreTrainedModel, prompts: Sequence[Tensor], **generate_kwargs) -> "OwnTexts":
-        """The model's greedy answers to prompts."""
+        """Generate the model's greedy answers to prompts."""
         decode = PLAIN.decoder(model, **generate_kwargs)
         return cls.of(prompts, [decode(prompt).sequences for prompt in prompts])
 
     @classmethod
     def of(cls, prompts: Sequence[Tensor], sequences: Sequence[Tensor]) -> "OwnTexts":
-        """Texts that the model has written: prompt and answer, [1, position] each."""
+        """From texts already generated: prompt and answer, [1, position] each."""
         sequences, masks = [text[0].cpu() for text in sequences], []
         for text, prompt in zip(sequences, prompts, strict=True):
             place = torch.arange(len(text))
@@ -122,7 +129,7 @@ class OwnTexts:
 
     @classmethod
     def of_runs(cls, prompts: Sequence[Tensor], runs: pd.DataFrame) -> "OwnTexts":
-        """What plain decoding wrote in `compare`, whose decoder "plain" it is."""
+        """From the texts of the decoder "plain" in `compare`."""
         plain = runs[(runs.decoder == "plain") & (runs.repeat == 0)].sort_values("prompt")
         return cls.of(prompts, [output.sequences for output in plain.output])
 
@@ -131,12 +138,15 @@ class OwnTexts:
         return [prompt.shape[1] for prompt in self.prompts]
 
     def first(self, n: int) -> "OwnTexts":
-        """The first n of them."""
+        """The first n texts."""
         return OwnTexts(self.prompts[:n], self.sequences[:n], self.loss_mask[:n])
 
     def traces(self, model: PreTrainedModel, heads: ExitHeads | None) -> pd.DataFrame:
-        """As `record_traces` gives them; of heads of kind `fused` for three drafts in a row, told apart by `draft`.
-        Without heads those of the logit lens in the middle, for policies that ask none."""
+        """Traces of the texts, as from `record_traces`.
+
+        For `fused` heads of three drafts in a row, distinguished by `draft`. Without heads those of the logit lens in
+        the middle, for policies that ask none.
+        """
         if heads is None:
             heads = ExitHeads.init(model, [max(1, model.config.get_text_config().num_hidden_layers // 2)], "none")
         asked = [(heads, draft) for draft in ((1, 2, 3) if heads.reads_previous else (1,))]
@@ -152,10 +162,10 @@ def count_work(
     prompt_lengths: Sequence[int],
     sequences: Sequence[Tensor] | None = None,
 ) -> pd.DataFrame:
-    """What each policy would do on traced texts (`replay_policy`), summed over them.
+    """Replayed work of each policy, summed over the texts.
 
     Columns: policy (its name), emitted, rounds, drafted, accepted, acceptance_rate, accepted_per_round,
-    drafts_per_token, tokens_per_round, work (a `Work`, which `Timings` prices in seconds and `WeightReads` in weights
+    drafts_per_token, tokens_per_round, work (a `Work`, which `Timings` converts to seconds and `WeightReads` to weights
     read). Rates are NaN where nothing was drafted.
     """
     rows = []
@@ -174,13 +184,13 @@ def count_work(
 def predict(
     model: PreTrainedModel, settings: Sequence[Setting], texts: OwnTexts, timings: Mapping[str, Timings]
 ) -> pd.DataFrame:
-    """What settings would do on the model's own texts, and their predicted speed.
+    """Replayed counts and predicted speed of settings.
 
     Args:
-        timings: by kind; those of one kind ask the same heads.
+        timings: by kind; settings of one kind ask the same heads.
 
     Returns:
-        One row a setting, in their order: the counts and rates of `count_work`, tokens_per_second (predicted), a column
+        One row per setting, in their order: counts and rates of `count_work`, tokens_per_second (predicted), a column
         for each parameter, and kind.
     """
     tables, n_blocks, traces_of = [], model.config.get_text_config().num_hidden_layers, {}
@@ -200,13 +210,14 @@ def predict(
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` found.
+    """Result of `tune`.
 
-    grid: every setting with its predicted speed, as `predict` returns it.
-    runs: what the finalists, and what was decoded beside them, did by the clock, as `compare` returns it.
-    finalists: one row a finalist: kind, its parameters, `summarise` of its runs, and whether it is chosen.
-    chosen: the best setting of each kind by the clock.
-    best: the best of all by the clock; plain decoding where none is quicker.
+    Attributes:
+        grid: every setting with its predicted speed, from `predict`.
+        runs: measured runs of the finalists and of the settings beside them, from `compare`.
+        finalists: one row per finalist: kind, its parameters, `summarise` of its runs, and whether it is chosen.
+        chosen: the fastest setting of each kind, as measured.
+        best: the fastest of all; plain decoding where none is faster.
     """
 
     grid: pd.DataFrame
@@ -229,24 +240,24 @@ def tune(
     seed: int = 0,
     **generate_kwargs,
 ) -> Tuning:
-    """Chooses a setting of each kind for tokens per second: all predicted, the best of them decoded.
+    """Choose the fastest setting of each kind: all predicted, the best timed.
 
     Args:
         settings: to choose from.
-        texts: of tuning prompts, which nothing is reported on.
+        texts: of tuning prompts, not used for any reported result.
         timings: by kind, of this model and these heads (`time_pieces`).
-        finalists: of each kind, decoded for real.
-        decoded: so many of the prompts, at least one.
-        beside: other settings to decode turn by turn with them, by name.
-        generate_kwargs: as `generate` takes them.
+        finalists: number of each kind that are timed.
+        decoded: number of prompts for that, at least one.
+        beside: other settings to time with them, by name.
+        generate_kwargs: as for `generate`.
 
     Raises:
-        InvalidInputError: no settings, or fewer prompts than are to be decoded.
+        InvalidInputError: no settings, or fewer prompts than `decoded`.
     """
     if not settings or not 1 <= decoded <= len(texts.prompts) or finalists < 1:
         raise InvalidInputError(
             f"{len(settings)} settings, {len(texts.prompts)} prompts, decoded={decoded}, finalists={finalists}: "
-            "expected settings, at least one finalist, and at least as many prompts as are to be decoded."
+            "expected settings, at least one finalist, and at least `decoded` prompts."
         )
     grid = predict(model, settings, texts, timings)
     best = grid.sort_values("tokens_per_second", ascending=False).groupby("kind", sort=False).head(finalists)
@@ -275,16 +286,15 @@ def chosen_settings(
     *,
     fused: tuple[pd.DataFrame, ExitHeads] | None = None,
 ) -> dict[str, Setting]:
-    """The settings that an earlier `tune` chose, from a table with its `settings_table`.
+    """Settings that an earlier `tune` chose, from their table.
 
     Args:
         table: columns decoder, kind, epsilon, max_draft and deepest (DSSD), depth and draft_length (LayerSkip), lookup
-            (where drafts are looked up); rows without any of them (plain decoding) are passed over.
+            (where drafts are looked up), as from `settings_table`; rows without any (plain decoding) are skipped.
         traces: of the calibration text that DSSD was tuned with, by these heads.
-        heads: those of DSSD, and of the kinds that do not name the logit lens.
-        metric: DSSD's.
-        fused: traces and heads of the kinds whose names begin with "fused"; None where there are none, and such rows
-            are passed over.
+        heads: of DSSD, and of the kinds that do not name the logit lens.
+        metric: of DSSD.
+        fused: traces and heads of the kinds whose names begin with "fused"; None skips such rows.
     """
     found, own = {}, (traces, heads)
     for row in table.to_dict("records"):
@@ -295,8 +305,8 @@ def chosen_settings(
         longest = row.get("lookup", float("nan"))
         lookup = None if pd.isna(longest) else Lookup(int(longest))
         if not pd.isna(row["epsilon"]):
-            given = [row["epsilon"]], [int(row["max_draft"])], [int(row["deepest"])]
-            (setting,) = dssd_settings(traces, heads, metric, *given, lookup=lookup, kind=row["kind"])
+            grid = [row["epsilon"]], [int(row["max_draft"])], [int(row["deepest"])]
+            (setting,) = dssd_settings(traces, heads, metric, *grid, lookup=lookup, kind=row["kind"])
             found[row["decoder"]] = setting
         elif lookup is not None:
             (found[row["decoder"]],) = lookup_settings([lookup.max_draft], row["kind"])
@@ -317,7 +327,7 @@ def curve_settings(
     draft_lengths: Sequence[int],
     rival: str,
 ) -> dict[str, Setting]:
-    """Neighbours of chosen settings, by name: the chosen DSSD at other ε, the rival with other draft lengths."""
+    """Neighbours of chosen settings: other ε, or other draft lengths."""
     dssd, other = chosen["DSSD"].parameters, chosen[rival].parameters
     others = sorted(set(epsilons) - {dssd["epsilon"]})
     settings = dssd_settings(traces, heads, metric, others, [dssd["max_draft"]], [dssd["deepest"]])
@@ -329,7 +339,7 @@ def curve_settings(
 
 
 def settings_table(settings: Mapping[str, Setting]) -> pd.DataFrame:
-    """Names and parameters of settings as columns: decoder (the name), kind, and a column for each parameter."""
+    """Names and parameters of settings: decoder, kind, one column per parameter."""
     rows = [{"decoder": name, "kind": setting.kind, **setting.parameters} for name, setting in settings.items()]
     return pd.DataFrame(rows)
 
@@ -343,8 +353,8 @@ def check_predictions(
 ) -> pd.DataFrame:
     """Predicted beside measured speed of some settings.
 
-    The timings are those of one minute and the runs of another: predictions are scaled by what plain decoding took in
-    each, which leaves the costs of the pieces to each other to be judged.
+    Predictions are scaled by plain decoding's speed at the time of timings and runs, so that the relative costs of the
+    components are tested.
 
     Args:
         settings: by name, each among the decoders of `runs`.
@@ -353,7 +363,7 @@ def check_predictions(
         runs: from `compare`, with the decoder "plain".
 
     Returns:
-        One row a setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
+        One row per setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
         (predicted over measured, less 1), drafted and drafted_measured, scale.
     """
     n_blocks = model.config.get_text_config().num_hidden_layers

@@ -1,4 +1,4 @@
-"""Kinds of head side by side: trained on the same documents by one recipe, judged on the same held-out ones."""
+"""Head variants side by side: same documents, recipe and test set."""
 
 import time
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ from eelib.statistics import mean_interval
 class HeadVariant:
     """Heads to train for a comparison.
 
-    kind: as in `HeadConfig`; `none`, the logit lens, is not trained.
-    draft_vocab_size: how many tokens a head may draft; None for all.
-    documents: so many of the corpus, from the first on, to train on.
+    Attributes:
+        kind: as in `HeadConfig`; `none`, the logit lens, is not trained.
+        draft_vocab_size: number of tokens that a head may draft; None for all.
+        documents: number of training documents, the first of the corpus.
     """
 
     kind: str
@@ -42,12 +43,12 @@ def train_variants(
     tested: int,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Trains heads of each variant at the teacher's depths and measures them.
+    """Train and measure heads of each variant, at the teacher's depths.
 
     Args:
-        corpus: train split to learn from, test split to be judged on.
+        corpus: its splits train and test.
         teacher: its cached outputs are shared by all.
-        tested: documents of the test split.
+        tested: number of test documents.
         seed: of the initial weights and the bootstrap.
 
     Returns:
@@ -77,14 +78,14 @@ def measure_heads(
     """Cost and agreement of heads on held-out documents.
 
     Args:
-        documents: of the train split, which the heads learned from.
-        tested: documents of the test split.
+        documents: number of training documents.
+        tested: number of test documents.
         seed: of the bootstrap over documents.
 
     Returns:
-        One row a depth: kind, drafted (size of the drafted vocabulary, or "all"), tokens (learned from),
-        own_parameters, depth, cost_in_blocks (weights that one draft reads, in blocks of the model), loss (KL, nats),
-        and agreement with its interval.
+        One row per depth: kind, drafted (size of the draft vocabulary, or "all"), tokens (trained on), own_parameters,
+        depth, cost_in_blocks (weights that one draft reads, in blocks of the model), loss (KL, nats), and agreement
+        with its interval.
 
     Raises:
         InvalidInputError: no documents to test on.

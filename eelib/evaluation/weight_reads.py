@@ -1,7 +1,7 @@
-"""Weights read by decoding: a cost that is the same on every machine and in every run.
+"""Weights read by decoding: a cost independent of machine and run.
 
-The unit is one pass of the whole model over one position: at batch 1 decoding waits for memory, and a few positions in
-one call read the weights once. What the clock says is measured beside it, never derived from it.
+The unit is one pass of the whole model: at batch 1 decoding is bound by memory, and a few positions in one call read
+the weights once. Measured seconds are reported beside it, never derived from it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,14 @@ from eelib.heads.exit_heads import ExitHeads
 
 @dataclass(frozen=True)
 class WeightReads:
-    """Weights read by one call of each piece, as shares of one pass of the whole model (blocks and unembedding).
+    """Weights that one call of each component reads.
 
-    block: one block.
-    unembedding: final norm and unembedding.
-    heads: each head, by depth.
+    In passes of the whole model.
+
+    Attributes:
+        block: one block.
+        unembedding: final norm and unembedding.
+        heads: each head, by depth.
     """
 
     block: float
@@ -37,7 +40,10 @@ class WeightReads:
 
     @classmethod
     def of(cls, model: PreTrainedModel, heads: ExitHeads) -> "WeightReads":
-        """Of a model and its heads. A head that reads out through the model's unembedding is charged for it."""
+        """Of a model and its heads.
+
+        A head that uses the unembedding is charged for it.
+        """
         backbone = Backbone.of(model)
         block = _weights(backbone.blocks) / backbone.n_blocks
         unembedding = backbone.unembedding.weight.numel()
@@ -45,13 +51,19 @@ class WeightReads:
         return cls(block / whole, unembedding / whole, {d: heads.weights(d)[1] / whole for d in heads.depths})
 
     def fixed_exit_round(self, depth: int, n_blocks: int, draft_length: int) -> float:
-        """One round of `FixedExit`: a pass to `depth` and its head per draft, one more to there for the last draft,
-        and one call of the rest and of the unembedding that verifies."""
+        """One round of `FixedExit`.
+
+        A pass to `depth` and its head per draft, another pass for the last draft, and one call of the rest and the
+        unembedding to verify.
+        """
         drafting = (draft_length + 1) * depth * self.block + draft_length * self.heads[depth]
         return drafting + (n_blocks - depth) * self.block + self.unembedding
 
     def passes(self, work: Work) -> float:
-        """What replayed decoding read, in passes of the whole model; plain decoding reads 1 a token, prefill 1."""
+        """Weights read by replayed decoding, in passes of the whole model.
+
+        Plain decoding reads 1 per token, prefill 1.
+        """
         shares = {
             "blocks": lambda first, last, _: (last - first) * self.block,
             "head": lambda depth: self.heads[depth],
@@ -62,27 +74,32 @@ class WeightReads:
         return sum(shares[piece](*of) * times for (piece, *of), times in work.calls.items())
 
     def passes_of_run(self, stats: DecodingStats) -> float:
-        """What a decoding run read, in passes of the whole model; plain decoding reads 1 a token."""
+        """Weights read by a decoding run, in passes of the whole model.
+
+        Plain decoding reads 1 per token.
+        """
         heads = sum(self.heads[depth] * asked for depth, asked in stats.head_positions.items())
         return sum(stats.block_calls) * self.block + heads + stats.block_calls[-1] * self.unembedding
 
 
 def emitted_depths(output: DecodingOutput) -> Int[np.ndarray, " token"]:
-    """The depth at which each new token was decided; the number of blocks where the full model spoke, 0 where it was
-    looked up in the text."""
+    """Depth at which each new token was decided.
+
+    The number of blocks for the full model, 0 for lookup.
+    """
     trace = output.trace
     return trace.depth[~trace.drafted | trace.accepted].to_numpy(int)
 
 
 def exit_costs(runs: pd.DataFrame, reads: WeightReads) -> pd.DataFrame:
-    """What a token took: blocks run, and all weights read, mean over the new tokens of all prompts.
+    """Blocks run and weights read per token, mean over all prompts.
 
     Args:
         runs: from `compare`; the first repeat counts.
 
     Returns:
-        One row a decoder: decoder, generated_blocks (share of all blocks below the exit), passes_per_token (weights
-        read, in passes of the whole model) and coverage (share of tokens that left before the end).
+        One row per decoder: decoder, generated_blocks (share of all blocks below the exit), passes_per_token (weights
+        read, in passes of the whole model) and coverage (share of tokens that exit early).
     """
     rows = []
     for name, outputs in _outputs(runs):
@@ -96,14 +113,14 @@ def exit_costs(runs: pd.DataFrame, reads: WeightReads) -> pd.DataFrame:
 
 
 def exit_shares(runs: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:
-    """Where the new tokens of all prompts were decided.
+    """Share of new tokens decided at each depth, over all prompts.
 
     Args:
         runs: from `compare`; the first repeat counts.
         depths: of the heads, and the number of blocks for the full model.
 
     Returns:
-        One row a decoder: decoder, and share_{depth} for each depth.
+        One row per decoder: decoder, and share_{depth} for each depth.
     """
     rows = []
     for name, outputs in _outputs(runs):
@@ -119,10 +136,12 @@ def _outputs(runs: pd.DataFrame) -> list[tuple[str, list[DecodingOutput]]]:
 
 @torch.no_grad()
 def inventory(model: PreTrainedModel, heads: ExitHeads) -> pd.DataFrame:
-    """What the pieces weigh and compute. One row a piece: piece (`blocks`, `unembedding`, `head at 6`, ...); parameters
-    (a head's own; rows that it shares with the unembedding count there); bytes (of the weights that one call reads);
-    flops (of one position, by torch's counter: matrix products and attention over one key); kv_bytes (kept for every
-    position)."""
+    """Size and compute of the model's components, one row each.
+
+    Columns: piece (`blocks`, `unembedding`, `head at 6`, ...); parameters (a head's own; rows shared with the
+    unembedding count there); bytes (of the weights that one call reads); flops (of one position, by torch's counter:
+    matrix products and attention over one key); kv_bytes (kept for every position).
+    """
     backbone = Backbone.of(model)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     hidden = torch.zeros(1, 1, backbone.hidden_size, dtype=model.dtype, device=model.device)

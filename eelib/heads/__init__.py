@@ -1,4 +1,4 @@
-"""Exit heads: what they are, how they are trained, saved and shared."""
+"""Exit heads: kinds, training, saving and sharing."""
 
 import lazy_loader
 

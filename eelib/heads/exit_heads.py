@@ -1,4 +1,4 @@
-"""Early-exit heads: from the hidden state at a depth to logits over the vocabulary, or over the drafted part of it."""
+"""Early-exit heads: from a hidden state to logits over the (drafted) vocabulary."""
 
 import copy
 import hashlib
@@ -29,19 +29,27 @@ KINDS = ("mlp", "affine", "linear", "none", "fused")
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What heads are made of.
+    """Settings of exit heads.
 
-    depths: after how many blocks each head reads, ascending.
-    kind: `mlp`, a gated MLP beside a linear map, both residual, before the model's own final norm and unembedding,
-        which stay frozen and shared; `affine`, the linear map alone (tuned lens, arXiv 2303.08112); `linear`, an untied
-        norm and unembedding (the author's); `none`, nothing at all (logit lens); `fused`, a gated MLP and a linear map
-        that also read what the unembedding read one position back, which the full model has verified by then (as
-        EAGLE, arXiv 2401.15077, reads it): for drafting from a shallow depth, so only beside verification.
-    draft_vocab_size: how many of the model's tokens a head may draft, or None for all. One more class, "other",
-        then stands for the rest; it counts in every score and is never drafted.
-    width: inner width of the MLP; None for the model's hidden size, twice that for `fused`.
-    skip: whether an MLP has the linear map beside it.
-    seed: of the initial weights.
+    Attributes:
+        depths: number of blocks below each head, ascending.
+        kind: `mlp`, a gated MLP beside a linear map, both residual, before the model's own final norm and unembedding,
+            which stay frozen and shared; `affine`, the linear map alone (tuned lens, arXiv 2303.08112); `linear`, an
+            untied norm and unembedding (the author's); `none`, nothing (logit lens); `fused`, a gated MLP and a linear
+            map that also read the unembedding's input one position back, which the full model has verified by then (as
+            in EAGLE, arXiv 2401.15077): for drafting from a shallow depth, so only with verification.
+        draft_vocab_size: number of tokens that a head may draft; None for all. One more class, "other", then stands for
+            the rest; it counts in every score and is never drafted.
+        width: inner width of the MLP; None for the model's hidden size, twice that for `fused`.
+        seed: of the initial weights.
+        skip: whether an MLP has the linear map beside it.
+
+    Raises:
+        InvalidInputError: a setting is out of range, or two exclude each other.
+
+    Example:
+        >>> HeadConfig(depths=[6, 12]).depths
+        (6, 12)
     """
 
     depths: Sequence[int]
@@ -56,7 +64,7 @@ class HeadConfig:
         settle(self, draft_vocab_size=Number(least=2, whole=True, optional=True))
         check_known("kind of head", self.kind, KINDS)
         if self.draft_vocab_size is not None and self.kind in ("linear", "none"):
-            raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: leave draft_vocab_size out.")
+            raise InvalidInputError(f"kind={self.kind!r} scores the whole vocabulary: omit draft_vocab_size.")
 
 
 def _depths(name: str, values: Sequence[int]) -> tuple[int, ...]:
@@ -66,10 +74,16 @@ def _depths(name: str, values: Sequence[int]) -> tuple[int, ...]:
 
 
 class ExitHeads(nn.Module):
-    """One head a depth on one frozen backbone. Make them with `init` or `from_pretrained`.
+    """Exit heads on one frozen backbone, one per depth.
 
-    Classes: with a draft vocabulary, class c < V' is the token draft_tokens[c] and the last class is "other"; without
-    one, classes are tokens.
+    Create them with `init` or `from_pretrained`. Classes are tokens, or with a draft vocabulary of V' tokens: class c <
+    V' is the token draft_tokens[c], and the last class is "other".
+
+    Example:
+        >>> heads = ExitHeads.init(model, depths=[2, 4], kind="affine")
+        >>> hidden = heads.backbone.states(input_ids, [2])[2]
+        >>> heads.logits(2, hidden).shape == (*input_ids.shape, model.config.vocab_size)
+        True
     """
 
     def __init__(self, config: HeadConfig, model: PreTrainedModel, draft_tokens: Int[Tensor, " draft"] | None):
@@ -110,24 +124,26 @@ class ExitHeads(nn.Module):
         sequences: Sequence[Tensor] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> "ExitHeads":
-        """Untrained heads at `depths`, or at so many depths, evenly spread. With a draft vocabulary, `sequences` are
-        text of the model's own, whose most frequent tokens are taken, and `tokenizer` names the special tokens that
-        are always taken.
+        """Untrained heads at `depths`, or at that many evenly spaced depths.
+
+        Args:
+            sequences: text of the model's own, whose most frequent tokens form the draft vocabulary.
+            tokenizer: names the special tokens, which are always in it.
 
         Raises:
-            InvalidInputError: a setting that no heads can have.
-            ModelError: the model cannot be cut.
+            InvalidInputError: a setting is out of range.
+            ModelError: the model cannot be split into blocks.
         """
         config = HeadConfig(Backbone.of(model).check_depths(depths), kind, draft_vocab_size, width, seed, skip)
         draft_tokens = None
         if draft_vocab_size is not None:
             if sequences is None or tokenizer is None:
-                raise InvalidInputError("draft_vocab_size needs `sequences` and `tokenizer`, to choose its tokens by.")
+                raise InvalidInputError("draft_vocab_size needs `sequences` and `tokenizer` to choose its tokens.")
             draft_tokens = frequent_tokens(sequences, draft_vocab_size, model, tokenizer)
         return cls(config, model, draft_tokens)
 
     def __deepcopy__(self, memo: dict) -> "ExitHeads":
-        """Heads of their own on the same model."""
+        """Copy of the heads, on the same model."""
         memo |= {id(shared): shared for shared in (self._of, *self._of, self.backbone.unembedding)}
         copied = memo[id(self)] = self.__class__.__new__(self.__class__)
         vars(copied).update(copy.deepcopy(vars(self), memo))
@@ -135,8 +151,8 @@ class ExitHeads(nn.Module):
 
     def __getstate__(self):
         raise HeadsError(
-            "Heads cannot be pickled, since their model would go with them: `save_pretrained` writes them, "
-            "`from_pretrained` puts them onto a model; torch.save takes their state_dict()."
+            "Heads cannot be pickled, since their model would go with them: use `save_pretrained` and "
+            "`from_pretrained`, or torch.save their state_dict()."
         )
 
     @property
@@ -148,24 +164,30 @@ class ExitHeads(nn.Module):
         return self._of[0]
 
     def parameters_of(self, depth: int) -> list[nn.Parameter]:
-        """What is trained of the head at `depth`."""
+        """Trainable parameters of the head at `depth`."""
         other = [*self.others[str(depth)].parameters()] if self.others else []
         return [*self.maps[str(depth)].parameters(), *other]
 
     def parameter_count(self) -> dict[str, int]:
-        """`own`: parameters the heads add in memory, the copied unembedding rows included; `trained`: those trained."""
+        """Number of parameters, as a dict.
+
+        `own`: added in memory, copied unembedding rows included; `trained`: trainable ones.
+        """
         trained = sum(p.numel() for p in self.parameters())
         return {"trained": trained, "own": trained + (0 if self._rows is None else self._rows.weight.numel())}
 
     def weights(self, depth: int) -> tuple[int, int]:
-        """Weights of the head at `depth`: its own, and all that one call of it reads, rows shared with others too."""
+        """Number of weights of a head: own, and read per call.
+
+        The latter include rows shared with other heads.
+        """
         own = sum(p.numel() for p in self.parameters_of(depth))
         if self.config.kind == "linear":
             return own, own
         return own, own + (self._rows or self.backbone.unembedding).weight.numel()
 
     def fingerprint(self) -> str:
-        """SHA-256 over the backbone's fingerprint and all that the heads are, the same for each dtype."""
+        """SHA-256 of the heads and their backbone, the same for each dtype."""
         tensors = self.state_dict()
         state = [*self.backbone.state(), *((tensor.data_ptr(), tensor._version) for tensor in tensors.values())]
         if self._fingerprint[0] != state:  # hashing takes longer than a token
@@ -178,18 +200,17 @@ class ExitHeads(nn.Module):
 
     @property
     def reads_previous(self) -> bool:
-        """Whether the heads also read what the unembedding read one position back (kind `fused`)."""
+        """Whether heads also read the unembedding's previous input (kind `fused`)."""
         return self.config.kind == "fused"
 
     def final(
         self, depth: int, hidden: Float[Tensor, "... hidden"], previous: Float[Tensor, "... width"] | None = None
     ) -> Float[Tensor, "... width"]:
-        """What the head at `depth` makes of states that have passed `depth` blocks: its guess at what the unembedding
-        will read.
+        """The head's prediction of the unembedding's input, from states at `depth`.
 
         Args:
-            previous: for `fused` heads, what the unembedding read one position back; where the full model has not got
-                there yet, the head's own guess stands in.
+            previous: for `fused` heads, the unembedding's input one position back; where the full model has not
+                computed it yet, the head's own prediction.
 
         Raises:
             HeadsError: `fused` heads without `previous`.
@@ -198,8 +219,8 @@ class ExitHeads(nn.Module):
         if self.reads_previous:
             if previous is None:
                 raise HeadsError(
-                    "Heads of kind 'fused' also read what the unembedding read one position back (`previous`), which "
-                    "is there where the full model verifies each draft. Use heads of another kind here."
+                    "Heads of kind 'fused' also read the unembedding's input one position back (`previous`), which "
+                    "exists only where the full model verifies each draft. Use heads of another kind here."
                 )
             return self.backbone.normalise(of_depth(hidden, previous))
         return of_depth(hidden) if self.config.kind == "linear" else self.backbone.normalise(of_depth(hidden))
@@ -207,8 +228,11 @@ class ExitHeads(nn.Module):
     def read(
         self, depth: int, final: Float[Tensor, "... width"], tokens: Int[Tensor, " chosen"] | None = None
     ) -> Float[Tensor, "... classes"]:
-        """Raw logits over the classes of the head at `depth` from what `final` gave, or over some of those that are
-        tokens (`tokens` indexes them) and "other"."""
+        """Logits over a head's classes, from the output of `final`.
+
+        Args:
+            tokens: indices of classes; None for all. "other" is always included.
+        """
         if self.config.kind == "linear":
             logits = self.maps[str(depth)].unembedding(final)
             return logits if tokens is None else logits[..., tokens]
@@ -218,18 +242,24 @@ class ExitHeads(nn.Module):
     def logits(
         self, depth: int, hidden: Float[Tensor, "... hidden"], previous: Float[Tensor, "... width"] | None = None
     ) -> Float[Tensor, "... classes"]:
-        """What the head at `depth` says: raw logits over its classes. Arguments and errors are those of `final`."""
+        """Logits over the classes of the head at `depth`.
+
+        Arguments and errors are those of `final`.
+        """
         return self.read(depth, self.final(depth, hidden, previous))
 
     def teacher_probabilities(self, outputs: TeacherOutputs) -> Float[Tensor, "token classes"]:
-        """The model's own probabilities over the heads' classes, float32; "other" gets all that is not drafted."""
+        """The teacher's probabilities over the heads' classes, in float32.
+
+        "other" gets the mass of all tokens that are not drafted.
+        """
         target = (self._unembed_classes(outputs.final).float() - outputs.log_normaliser[:, None]).exp()
         if self.draft_tokens is None:
             return target
         return torch.cat([target, (1 - target.sum(-1, keepdim=True)).clamp(min=0)], dim=-1)
 
     def _unembed_classes(self, normed: Float[Tensor, "... width"], tokens: Tensor | None = None) -> Tensor:
-        """The logits of the classes that are tokens, or of some of them."""
+        """Logits of the classes that are tokens, or of some of them."""
         rows = self._rows or self.backbone.unembedding
         if tokens is None:
             return self.backbone.postprocess(rows(normed))
@@ -240,28 +270,31 @@ class ExitHeads(nn.Module):
     def full_logits(
         self, depth: int, hidden: Float[Tensor, "... hidden"], previous: Float[Tensor, "... width"] | None = None
     ) -> Float[Tensor, "... vocab"]:
-        """The same head read out over the model's whole vocabulary: what benchmarks score with."""
+        """Logits of a head over the whole vocabulary, for scoring benchmarks."""
         final = self.final(depth, hidden, previous)
         if self.config.kind == "linear":
             return self.read(depth, final)
         return self.backbone.postprocess(self.backbone.unembedding(final))
 
     def drafted_tokens(self, logits: Float[Tensor, "... classes"]) -> Int[Tensor, "..."]:
-        """The token that each row of logits would draft; -1 where "other" leads, and the head declines."""
+        """Drafted token of each row; -1 where "other" leads (declined)."""
         classes = logits.argmax(dim=-1)
         if self.draft_tokens is None:
             return classes
         return torch.cat([self.draft_tokens, self.draft_tokens.new_tensor([-1])])[classes]
 
     def widen(self, logits: Float[Tensor, "... classes"]) -> Float[Tensor, "... vocab"]:
-        """Logits over the whole vocabulary, -inf where the head cannot draft; "other" is left out."""
+        """Logits over the whole vocabulary, -inf for tokens that are not drafted.
+
+        "other" is left out.
+        """
         if self.draft_tokens is None:
             return logits
         wide = logits.new_full((*logits.shape[:-1], self.backbone.vocab_size), float("-inf"))
         return wide.index_copy_(-1, self.draft_tokens, logits[..., :-1])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model.safetensors, config.json and README.md (a model card), each whole or not at all."""
+        """Write model.safetensors, config.json and a model card, each atomically."""
         model = self._of[1]
         described = {
             "eelib_version": version("eelib"),
@@ -279,18 +312,23 @@ class ExitHeads(nn.Module):
         write_heads(folder, described, self.state_dict())
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes, in one commit to a Hub repository that is made if need be.
+        """Upload what `save_pretrained` writes to a Hub repository, in one commit.
 
-        Returns the commit's address. Errors are huggingface_hub's own.
+        The repository is created if needed. Returns the commit's URL; errors are huggingface_hub's own.
         """
         return push_heads(self.save_pretrained, repo_id, private=private, token=token)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, model: PreTrainedModel, force: bool = False) -> "ExitHeads":
-        """Heads from a folder or, if there is none of that name, from the Hub; in the model's type, on its device.
+        """Load heads from a folder or the Hub, onto a model.
+
+        They take the model's dtype and device.
+
+        Args:
+            force: load heads of another backbone all the same.
 
         Raises:
-            HeadsError: no heads there, or heads of another backbone (`force=True` loads those all the same).
+            HeadsError: no heads there, or heads of another backbone.
         """
         folder, described, tensors = read_heads(name)
         backbone = Backbone.of(model)
@@ -301,7 +339,7 @@ class ExitHeads(nn.Module):
         if described["fingerprint"] != fingerprint and not force:
             raise HeadsError(
                 f"The heads in {folder} belong to another backbone: they were made for {described['backbone']} "
-                f"(fingerprint {described['fingerprint'][:12]}), this is {model.config._name_or_path} "
+                f"(fingerprint {described['fingerprint'][:12]}), and this is {model.config._name_or_path} "
                 f"({fingerprint[:12]}). Load that model, train heads for this one, or pass force=True."
             )
         heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
@@ -309,8 +347,8 @@ class ExitHeads(nn.Module):
             heads.load_state_dict(tensors)
         except RuntimeError as error:
             raise HeadsError(
-                f"The heads in {folder} have other weights than eelib {version('eelib')} gives this kind; train them "
-                f"anew: {error}"
+                f"The heads in {folder} do not have the weights that eelib {version('eelib')} expects of this kind: "
+                f"train them again. {error}"
             ) from error
         heads.training_record, heads.policy_record = described["training"], described.get("policy", {})
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
@@ -319,9 +357,9 @@ class ExitHeads(nn.Module):
 def frequent_tokens(
     sequences: Sequence[Tensor], size: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Int[Tensor, " draft"]:
-    """The `size` tokens to draft, ascending: all special tokens, then the most frequent ones of `sequences`.
+    """Draft vocabulary: all special tokens, and the most frequent ones, ascending.
 
-    Frequencies in text sampled from the model estimate what the model emits (as FR-Spec ranks its vocabulary, arXiv
+    Frequencies in text sampled from the model estimate what it emits (as FR-Spec ranks its vocabulary, arXiv
     2502.14856). Ties go to the lower token, which in a byte-pair vocabulary is the earlier and commoner merge.
     """
     vocab_size = Backbone.of(model).vocab_size

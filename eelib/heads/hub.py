@@ -1,7 +1,7 @@
-"""Saved heads: a folder of weights, configuration and model card, on disk or on the Hub.
+"""Saved heads: weights, configuration and model card, on disk or the Hub.
 
-huggingface_hub's ModelHubMixin is not used: it deletes config.json before the weights are written, so that a failed
-save would cost the heads that were there, and it reads config.json as the arguments of `__init__`, which take a model.
+huggingface_hub's ModelHubMixin does not fit: it deletes config.json before writing the weights, so a failed save would
+destroy earlier heads, and it passes config.json to `__init__`, which takes a model.
 """
 
 import json
@@ -22,7 +22,7 @@ FILES = ("config.json", "model.safetensors")
 
 
 def write_heads(folder: str | Path, described: dict, tensors: dict[str, Tensor]) -> None:
-    """Writes model.safetensors, config.json and README.md (a model card), each whole or not at all."""
+    """Write model.safetensors, config.json and README.md (a model card), each atomically."""
     folder = expanded(folder)
     with atomic_write(folder / "model.safetensors") as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
@@ -33,7 +33,7 @@ def write_heads(folder: str | Path, described: dict, tensors: dict[str, Tensor])
 
 
 def read_heads(name: str | Path) -> tuple[Path, dict, dict[str, Tensor]]:
-    """The folder of that name or, if there is none, of the Hub; what config.json says, and the tensors.
+    """Folder, configuration and tensors of saved heads, local or on the Hub.
 
     Raises:
         HeadsError: no heads there.
@@ -56,7 +56,7 @@ def read_heads(name: str | Path) -> tuple[Path, dict, dict[str, Tensor]]:
 
 
 def push_heads(save: Callable[[str], None], repo_id: str, *, private: bool | None, token: str | None) -> str:
-    """Uploads what `save` writes into a folder, in one commit; returns the commit's address."""
+    """Upload what `save` writes, in one commit; return its URL."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def push_heads(save: Callable[[str], None], repo_id: str, *, private: bool | Non
 
 
 def model_card(described: dict) -> str:
-    """Markdown, from what `ExitHeads.save_pretrained` writes into config.json."""
+    """Model card in Markdown, from the saved configuration."""
     heads, training = described["heads"], described["training"]
     rows = "".join(
         f"| {row['depth']} | {row['agreement']:.3f} | {row['loss']:.3f} |\n" for row in training.get("validation", [])

@@ -1,4 +1,4 @@
-"""What heads of each kind do to a hidden state before it is read out."""
+"""Kinds of head: maps from a hidden state to the unembedding's input."""
 
 import torch
 from jaxtyping import Int
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def make_map(kind: str, width: int | None, skip: bool, unembedding: nn.Module, hidden_size: int) -> nn.Module:
-    """The map of one head of a kind (see `HeadConfig`): from states to states."""
+    """The map of one head of a kind (see `HeadConfig`)."""
     make = {
         "fused": lambda: _Fused(hidden_size, unembedding.weight.shape[1], width or 2 * hidden_size),
         "mlp": lambda: _GatedMLP(hidden_size, width or hidden_size, skip),
@@ -19,7 +19,7 @@ def make_map(kind: str, width: int | None, skip: bool, unembedding: nn.Module, h
 
 
 class MixedLinear(nn.Linear):
-    """Computes in the type of its input, whatever the type of its weights: float32 masters train a bfloat16 head."""
+    """Linear layer in its input's dtype: float32 masters train a bfloat16 head."""
 
     packs = True
 
@@ -28,7 +28,7 @@ class MixedLinear(nn.Linear):
 
 
 class DraftedRows(nn.Module):
-    """The rows of the unembedding that heads draft from: copied, frozen, and saved with the model, not with heads."""
+    """Unembedding rows of the draft vocabulary: copied, frozen, saved with the model."""
 
     packs = True
 
@@ -42,8 +42,11 @@ class DraftedRows(nn.Module):
 
 
 class _GatedMLP(nn.Module):
-    """x + A x + b + down(silu(gate(n)) * up(n)), n the RMS-normalised x; the identity at first. A and b only with
-    `skip`."""
+    """Residual gated MLP, optionally beside a linear map.
+
+    x + A x + b + down(silu(gate(n)) * up(n)), with n the RMS-normalised x. Starts as the identity. A and b only with
+    `skip`.
+    """
 
     def __init__(self, hidden_size: int, width: int, skip: bool):
         super().__init__()
@@ -59,8 +62,11 @@ class _GatedMLP(nn.Module):
 
 
 class _Fused(nn.Module):
-    """x + A n + down(silu(gate(n)) * up(n)), where n are the RMS-normalised state x and what the unembedding read one
-    position back, side by side; x, normalised, at first. A, gate and up are one product."""
+    """Gated MLP and linear map that also read the previous position.
+
+    x + A n + down(silu(gate(n)) * up(n)). n is the RMS-normalised state x beside the unembedding's input one position
+    back. Starts as x, normalised. A, gate and up are one product.
+    """
 
     def __init__(self, hidden_size: int, final_size: int, width: int):
         super().__init__()
@@ -82,7 +88,7 @@ class _Fused(nn.Module):
 
 
 class _Affine(nn.Module):
-    """x + A x + b; the identity at first."""
+    """Residual map x + A x + b, initially the identity."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -95,7 +101,10 @@ class _Affine(nn.Module):
 
 
 class _Untied(nn.Module):
-    """Root-mean-square norm; beside it an unembedding of its own, a copy of the model's at first where it can."""
+    """RMS norm, and an unembedding initialised from the model's.
+
+    If its shape allows.
+    """
 
     def __init__(self, unembedding: nn.Module, hidden_size: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What each step of training learns from: teacher outputs, shuffled; of drafts in a row where heads need them so."""
+"""Batches of training: shuffled teacher outputs, consecutive ones for `fused` heads."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from eelib.backbone.teacher import Teacher, TeacherOutputs
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one step learns from.
+    """Training data of one step.
 
-    outputs: of the teacher, at the positions of the first draft, of the second, ...; all have as many tokens.
-    previous: what the unembedding read one position before the first draft's; None for heads that do not read it.
+    Attributes:
+        outputs: teacher outputs at the positions of the first draft, the second, ...; all with the same number of
+            tokens.
+        previous: the unembedding's input one position before the first draft; None for heads that do not read it.
     """
 
     outputs: tuple[TeacherOutputs, ...]
@@ -28,12 +30,12 @@ class Lesson:
 
 
 class Batches:
-    """The steps of a run: every epoch takes all sequences, in an order of its own.
+    """Steps of a run, in a new order every epoch.
 
     Args:
-        sequences, loss_mask: as `train_heads` takes them.
+        sequences, loss_mask: as for `train_heads`.
         epochs, batch_size, shuffle_buffer, seed: as in `TrainConfig`.
-        drafts: None where heads read nothing of the position before; else lessons are on so many drafts in a row.
+        drafts: number of consecutive drafts in a lesson; None for heads that do not read the previous position.
     """
 
     def __init__(
@@ -58,9 +60,9 @@ class Batches:
         return len(self.steps)
 
     def lessons(self, teacher: Teacher, first: int = 0) -> Iterator[Lesson | None]:
-        """This process's share of every step from number `first` on; None where it has none.
+        """This process's share of every step from `first` on; None for none.
 
-        Steps that shuffle their tokens are taught together, also where `first` lies among them.
+        Steps that shuffle their tokens together share a pass of the teacher, also when `first` lies among them.
         """
         state = PartialState()
         for start in range(first // self.together * self.together, len(self), self.together):
@@ -97,7 +99,7 @@ class Batches:
 
 
 def in_a_row(sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None, n: int) -> Bool[Tensor, " token"]:
-    """For each row of `Teacher.outputs` whether n rows from it on are positions that follow each other in one text."""
+    """Rows of `Teacher.outputs` that begin n consecutive positions of one text."""
     found = []
     for i, sequence in enumerate(sequences):
         counts = torch.ones(len(sequence), dtype=torch.bool) if loss_mask is None else loss_mask[i].bool()

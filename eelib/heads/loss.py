@@ -1,4 +1,4 @@
-"""Distillation loss of the heads: to say what the model says, over all their classes or a sample of them."""
+"""Distillation loss of heads, over all classes or a sample of them."""
 
 import math
 
@@ -12,17 +12,17 @@ from eelib.heads.exit_heads import ExitHeads
 
 LOSSES = ("kl", "cross_entropy")
 LIKELIEST = 8
-"""So many classes of each token, the likeliest to the model, are always in a sampled loss."""
+"""Number of each token's likeliest classes that are always in a sampled loss."""
 
 
 class DistillationLoss:
-    """The loss of all heads on some teacher outputs.
+    """Loss of all heads on some teacher outputs.
 
     Args:
         loss: one of LOSSES.
-        sampled_classes: None for a loss over all classes. Else it runs over the LIKELIEST of each token
-            and so many of the other classes, drawn uniformly, each standing for as many as were passed over: an
-            estimate of the normaliser by importance sampling (Bengio & Senecal 2008), in a fraction of the time.
+        sampled_classes: number of random classes besides the LIKELIEST of each token, each standing for as many as were
+            skipped: an importance-sampling estimate of the normaliser (Bengio & Senecal 2008), in a fraction of the
+            time. None for the exact loss.
         seed: of the draw.
     """
 
@@ -47,11 +47,11 @@ class DistillationLoss:
     def of_head(
         self, depth: int, previous: Float[Tensor, "token width"] | None = None, agreement: bool = True
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "token width"]]:
-        """The loss of the head at `depth`, summed over tokens [nats]; how many tokens it names as the model does (NaN
-        without `agreement`: beside a sampled loss that takes a pass of its own); and its `final`.
+        """Summed loss [nats], number of agreeing tokens, and `final` of a head.
 
         Args:
             previous: as in `ExitHeads.final`.
+            agreement: whether to count agreement, which takes an extra pass with a sampled loss; else it is NaN.
         """
         final = self.heads.final(depth, self.outputs.states[depth], previous)
         logits = self.heads.read(depth, final, self.tokens).float()
@@ -68,9 +68,12 @@ class DistillationLoss:
 def _sample(
     target: Float[Tensor, "token classes"], other: bool, n: int, seed: int
 ) -> tuple[Int[Tensor, " chosen"], Float[Tensor, " sampled"], Float[Tensor, "token sampled"]]:
-    """The tokens in the loss, the logarithm of how many classes each class in it stands for, and the target over them.
+    """Classes in the loss, their log weights, and the target over them.
 
-    other: whether the last class is "other", which is always in the loss.
+    A weight is the number of classes that one stands for.
+
+    Args:
+        other: whether the last class is "other", which is always included.
     """
     of_tokens = target[:, :-1] if other else target
     likely = torch.zeros(of_tokens.shape[1], dtype=torch.bool, device=target.device)

@@ -1,6 +1,6 @@
-"""A recipe for heads: which text, which heads, how trained. From a file to heads in a folder, in one process or many:
+"""Recipes: corpus, heads and training in one file.
 
-accelerate launch -m eelib.heads.recipe config/heads.yaml --model EleutherAI/pythia-410m --slug pythia-410m
+`accelerate launch -m eelib.heads.recipe config/heads.yaml --model EleutherAI/pythia-410m --slug pythia-410m`
 """
 
 import argparse
@@ -30,14 +30,22 @@ from eelib.workspace import Workspace, expanded
 
 @dataclass(frozen=True)
 class Recipe:
-    """How heads are made: by `make_heads`, or `python -m eelib.heads.recipe` from the command line.
+    """Recipe for heads, for `make_heads` or `python -m eelib.heads.recipe`.
 
-    corpus: which text. heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind,
-    draft_vocab_size, width, seed). training: how they are trained.
-    cache_teacher: cache teacher outputs on disk until the heads are done: the model is then run once for them, while
-    it writes the text, and not again in every epoch.
-    fused: arguments of a second set of heads, of kind `fused`, made beside the others from the same text; None: no such
-    set. In a file they draft as many tokens as the others unless it says otherwise.
+    Attributes:
+        corpus: which text.
+        heads: arguments of `ExitHeads.init` that are known before the text is (depths, kind, draft_vocab_size, width,
+            seed).
+        training: how they are trained.
+        cache_teacher: cache teacher outputs on disk until the heads are done, so that the model runs once for them,
+            while it writes the text, instead of every epoch.
+        fused: arguments of a second set of heads, of kind `fused`, from the same text; None for no such set. In a file
+            their draft vocabulary is that of the others by default.
+
+    Example:
+        >>> recipe = Recipe(CorpusConfig(documents=200), {"depths": [2, 4]}, TrainConfig(epochs=1))
+        >>> recipe.heads["depths"], recipe.cache_teacher
+        ([2, 4], True)
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -48,11 +56,12 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, object] | None = None, seed: int = 0) -> "Recipe":
-        """A recipe from a YAML file, some of its settings changed. Text files that it names are seen from its own
-        folder, or from the working folder.
+        """Read a recipe from a YAML file, with some settings changed.
+
+        Text files in it are relative to its own folder, or to the working folder.
 
         Args:
-            changes: like the file, {"corpus": {"documents": 100}}.
+            changes: nested like the file, {"corpus": {"documents": 100}}.
             seed: of text, heads and training, where the file names none.
 
         Raises:
@@ -60,18 +69,18 @@ class Recipe:
         """
         path, changes = expanded(path), dict(changes or {})
         try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
         parts = {"corpus": CorpusConfig, "heads": HeadConfig, "fused": HeadConfig, "training": TrainConfig}
-        if not isinstance(given, dict) or not set(given) | set(changes) <= {*parts, "cache_teacher"}:
+        if not isinstance(loaded, dict) or not set(loaded) | set(changes) <= {*parts, "cache_teacher"}:
             raise InvalidInputError(
-                f"{path} and the changes {changes} hold something else than a recipe: "
-                f"{', '.join(parts)}, cache_teacher."
+                f"{path} and the changes {changes} hold something else than a recipe: expected {', '.join(parts)}, "
+                "cache_teacher."
             )
         made = {}
         for name, kind in parts.items():
-            named = {**(given.get(name) or {}), **(changes.get(name) or {})}
+            named = {**(loaded.get(name) or {}), **(changes.get(name) or {})}
             if name == "fused":
                 if not named:
                     continue
@@ -91,11 +100,11 @@ class Recipe:
                     raise InvalidInputError(f"{path}: {name}: {named}: expected depths, and in `fused` no other kind.")
                 HeadConfig(**{**settings, "depths": (1,)})  # for its errors, before hours of writing text
             made[name] = settings if kind is HeadConfig else kind(**settings)
-        return cls(**made, cache_teacher=changes.get("cache_teacher", given.get("cache_teacher", True)))
+        return cls(**made, cache_teacher=changes.get("cache_teacher", loaded.get("cache_teacher", True)))
 
 
 def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
-    """A recipe of small heads for a first look, made in about a minute on two cores (a model of 135M parameters)."""
+    """Recipe for small heads: about a minute on two cores (135M parameters)."""
     few = 4096 if Backbone.of(model).vocab_size > 4096 else None
     shallow = min(2, Backbone.of(model).n_blocks - 1)
     return Recipe(
@@ -108,10 +117,13 @@ def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
 
 @dataclass(frozen=True)
 class MadeHeads:
-    """What `make_heads` made.
+    """Result of `make_heads`.
 
-    heads, fused: trained; `fused` is None where the recipe names none.
-    report: of `train_heads`, of both, with the column kind.
+    Attributes:
+        corpus: the text.
+        heads: trained heads.
+        fused: trained `fused` heads; None if the recipe has none.
+        report: of `train_heads`, for both, with a column `kind`.
     """
 
     corpus: Corpus
@@ -123,16 +135,17 @@ class MadeHeads:
 def make_heads(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace | None
 ) -> MadeHeads:
-    """Corpus and heads by a recipe, saved in the workspace; a killed call goes on where it was.
+    """Make and save corpus and heads by a recipe, resumably.
 
     Args:
-        workspace: where to save them. None: they are in memory only, and what is on disk on the way is deleted.
+        workspace: where to save. None keeps them in memory and deletes intermediate files.
 
     Raises:
-        InvalidInputError: no workspace, and several processes, which share text and teacher outputs through files.
+        InvalidInputError: several processes without a workspace, through whose files they share text and teacher
+            outputs.
     """
     if workspace is None and PartialState().num_processes > 1:
-        raise InvalidInputError("Several processes share text through files: give make_heads a workspace.")
+        raise InvalidInputError("Several processes share text through files: pass make_heads a workspace.")
     if workspace is None:
         with TemporaryDirectory(prefix="eelib-") as folder:
             return make_heads(recipe, model, tokenizer, Workspace("heads", folder))
@@ -171,21 +184,21 @@ def make_heads(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status. Errors are one message, not a traceback."""
+    """Command line; returns the exit status. Errors print without traceback."""
     parser = argparse.ArgumentParser(prog="python -m eelib.heads.recipe", description="Make heads by a recipe.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--model", default="smollm2-135m", help="a packaged name, a folder, or a Hub id")
     parser.add_argument("--slug", help="folder name of this model's artefacts; default: the last part of its name")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--workspace", help="folder that holds data/; default: EELIB_HOME or the working folder")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     # accelerate counts several processes on CPUs only if told so, and leaves `launch --cpu` to who asks.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
     try:
-        recipe = Recipe.load(given.recipe)
-        dtype = batch_dtype(given.dtype, state.device)
-        model, tokenizer = load_model(given.model, dtype=dtype, device=state.device)
-        workspace = Workspace(given.slug or given.model.rstrip("/").rpartition("/")[2], given.workspace)
+        recipe = Recipe.load(args.recipe)
+        dtype = batch_dtype(args.dtype, state.device)
+        model, tokenizer = load_model(args.model, dtype=dtype, device=state.device)
+        workspace = Workspace(args.slug or args.model.rstrip("/").rpartition("/")[2], args.workspace)
         made = make_heads(recipe, model, tokenizer, workspace)
     except EelibError as error:
         parser.exit(1, f"error: {error}\n")

@@ -1,4 +1,4 @@
-"""The report of training: rows that are written to files as they come, and smoothed for a figure."""
+"""Training report: rows written as they come, and smoothing for figures."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from eelib.workspace import expanded
 
 
 class Report:
-    """Rows of a table that grows, written to files as they come.
+    """Growing table of training metrics, written to files as rows come.
 
     Args:
-        rows: the table so far, of which a resumed run has some; `add` appends to it.
-        log: file for one JSON object a row, made anew; None for none.
+        rows: the table so far, non-empty in a resumed run; `add` appends to it.
+        log: file for one JSON object a row, overwritten; None for none.
         tensorboard: folder for TensorBoard's event files, a curve for each measured column and depth; None for none.
-        writes: whether this process writes files at all.
+        writes: whether this process writes files.
     """
 
     def __init__(self, rows: list[dict], log: str | Path | None, tensorboard: str | Path | None, writes: bool):
@@ -39,7 +39,7 @@ class Report:
                 file.close()
 
     def add(self, rows: list[dict]) -> None:
-        """Appends rows with the keys step, depth, loss, agreement, and whatever else."""
+        """Append rows with step, depth, loss, agreement, and any other keys."""
         self.rows += rows
         self._write(rows)
 
@@ -54,7 +54,7 @@ class Report:
 
 
 def smooth_report(report: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
-    """Loss and agreement of a report of `train_heads` as running means over each depth's last `rows` rows."""
+    """Report with loss and agreement as running means of each depth."""
     noisy = ["loss", "agreement"]
     smooth = report.groupby("depth")[noisy].transform(lambda column: column.rolling(rows, 1).mean())
     return report.assign(**smooth)

@@ -1,4 +1,4 @@
-"""Self-supervised training: heads learn to say what the whole model says (self-distillation, arXiv 2407.21082)."""
+"""Self-distillation: heads learn the full model's predictions (arXiv 2407.21082)."""
 
 import hashlib
 import json
@@ -32,24 +32,32 @@ from eelib.workspace import atomic_write, expanded
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How heads are trained.
+    """Settings of training.
 
-    epochs: passes over the sequences.
-    batch_size: sequences a step.
-    shuffle_buffer: sequences whose tokens are shuffled among their steps, so that a step learns from a little of many
-        texts, not from all of a few; up to `batch_size`, every step keeps to its own sequences.
-    learning_rate: peak of AdamW's, reached by a linear warm-up and brought down to zero by a cosine.
-    warmup: share of the steps that warm up.
-    max_grad_norm: gradients of one head are clipped to this norm.
-    loss: `kl`, KL(teacher || head) in nats; `cross_entropy`, to the teacher's most likely token. Mean over tokens.
-    sampled_classes: None takes the loss over all classes; a number, over those that are likeliest for one of the step's
-        tokens and so many random others, which stand for the rest (importance sampling of the normaliser, Bengio &
-        Senecal 2008): quicker, and the loss an estimate.
-    drafts: heads of kind `fused` learn so many drafts in a row, behind the first one with their own guess in place of
-        what the unembedding read; later drafts weigh half.
-    log_every: steps between the rows of the report.
-    checkpoint_every: steps between checkpoints.
-    seed: of the order of the sequences.
+    Attributes:
+        epochs: passes over the sequences.
+        batch_size: sequences per step.
+        shuffle_buffer: sequences whose tokens are shuffled among their steps, so that a step sees a little of many
+            texts; up to `batch_size` there is no shuffling.
+        learning_rate: peak rate of AdamW, after a linear warm-up and before a cosine decay to zero.
+        warmup: share of steps for the warm-up.
+        max_grad_norm: clipping norm of each head's gradients.
+        loss: `kl`, KL(teacher || head) in nats, or `cross_entropy` with the teacher's argmax; mean over tokens.
+        sampled_classes: estimate the loss from the classes likeliest for a token of the step and this many random
+            others (importance sampling of the normaliser, Bengio & Senecal 2008), which is faster; None for all
+            classes.
+        drafts: consecutive drafts that `fused` heads learn; after the first, their own prediction stands in for the
+            unembedding's input, and the loss weighs half.
+        log_every: steps between rows of the report.
+        checkpoint_every: steps between checkpoints.
+        seed: of the order of the sequences.
+
+    Raises:
+        InvalidInputError: a setting is out of range.
+
+    Example:
+        >>> TrainConfig(learning_rate="1e-3").learning_rate
+        0.001
     """
 
     epochs: int = 2
@@ -87,30 +95,37 @@ def train_heads(
     log: str | Path | None = None,
     tensorboard: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Trains the heads in place against the frozen model's own distribution, and leaves them in the model's type.
+    """Train heads in place to match the frozen model's distribution.
 
-    Under `accelerate launch` every process takes its share of each step's sequences; the gradients, and so the heads,
-    are those of one process, up to the order of additions.
+    They end in the model's dtype. Under `accelerate launch` every process takes its share of each step's sequences; the
+    gradients, and so the heads, are those of one process, up to the order of additions.
 
     Args:
-        sequences: 1-D LongTensors, one a document.
-        loss_mask: for each a mask [position] of the positions to train on (`Corpus.loss_mask`); None for all.
-        teacher: gives teacher outputs, cached or not; None runs the model at every step.
+        sequences: 1-D LongTensors, one per document.
+        loss_mask: for each a mask of the positions to train on (`Corpus.loss_mask`); None for all.
+        teacher: computes or caches teacher outputs; None runs the model at every step.
         validation: held-out sequences; agreement and loss on them go into `heads.training_record`.
-        checkpoint: file to go on from when a former call with the same arguments was killed; deleted at the end. The
-            result is that of an uninterrupted run, bit for bit on a CPU.
-        keep_checkpoint: leave the file there at the end, so that the same call is over at once, also after a kill in
-            what comes behind it.
-        log: file that gets the rows of the report as they come, one JSON object a line.
-        tensorboard: folder for TensorBoard's event files (needs the extra `track`).
+        validation_loss_mask: their masks.
+        checkpoint: file from which a killed call with the same arguments resumes; deleted at the end. The result is
+            that of an uninterrupted run, bit for bit on a CPU.
+        keep_checkpoint: keep that file, so that a repeated call returns at once, even if later work was killed.
+        log: file for the rows of the report as they come, one JSON object a line.
+        tensorboard: folder for TensorBoard's event files (extra `track`).
 
     Returns:
-        One row per logged step and head: step, tokens, depth, loss [nats], agreement (share of tokens where the
-        head's choice is the model's), learning_rate, tokens_per_second.
+        One row per logged step and head: step, tokens, depth, loss [nats], agreement (share of tokens where the head's
+        argmax is the model's), learning_rate, tokens_per_second.
 
     Raises:
-        CorpusError: no sequences, or no position that counts. HeadsError: nothing to train. TrainingError: the loss is
-        not a number, the checkpoint is another run's or cannot be written.
+        CorpusError: no sequences, or no position that counts.
+        HeadsError: nothing to train.
+        TrainingError: the loss is not finite, or the checkpoint is another run's or cannot be written.
+
+    Example:
+        >>> heads = ExitHeads.init(model, depths=[2, 4], kind="affine")
+        >>> report = train_heads(model, heads, sequences, TrainConfig(epochs=1, log_every=1))
+        >>> sorted(set(report.depth))
+        [2, 4]
     """
     n_tokens = heads.backbone.n_tokens
     sequences, loss_mask = masked_sequences(sequences, loss_mask, n_tokens)
@@ -119,11 +134,11 @@ def train_heads(
         raise CorpusError("No sequences to train on: the training split is empty.")
     if loss_mask is not None and not any(mask.any() for mask in loss_mask):
         raise CorpusError(
-            "Nothing to train on: the loss mask lets no position through. In text of the model's own, that its user's "
-            "words leave it no room: give a greater length or a smaller prompt_length."
+            "Nothing to train on: the loss mask lets no position through. For self-generated text, use a greater "
+            "length or a smaller prompt_length, so that the user's words leave room for the model's."
         )
     if not any(True for _ in heads.parameters()):
-        raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train.")
+        raise HeadsError(f"Heads of kind {heads.config.kind!r} have nothing to train: use another kind.")
     teacher = Teacher(model, heads.depths) if teacher is None else teacher
     heads.float().requires_grad_(True)
     run = _Run(heads, config, sequences, loss_mask, None if checkpoint is None else expanded(checkpoint))
@@ -170,12 +185,18 @@ def evaluate_heads(
     loss_mask: Sequence[Tensor] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Loss (KL, nats) and agreement per depth, mean over the positions that count (None: all). One row a head.
+    """Held-out loss (KL, nats) and agreement with the full model, per depth.
 
-    Heads of kind `fused` are judged on their first draft, at the positions that follow another one that counts.
+    Means over the positions that the loss masks let through (None: all), one row per head. `fused` heads are evaluated
+    on their first draft, at positions that follow another one that counts.
 
     Raises:
-        CorpusError: no sequences. InvalidInputError: something else than token ids, and masks as long.
+        CorpusError: no sequences.
+        InvalidInputError: not token ids, or masks of other lengths.
+
+    Example:
+        >>> list(evaluate_heads(model, heads, sequences).columns)
+        ['depth', 'loss', 'agreement']
     """
     sequences, loss_mask = masked_sequences(sequences, loss_mask, heads.backbone.n_tokens)
     if not sequences:
@@ -201,7 +222,7 @@ def evaluate_heads(
 
 
 class _Run:
-    """Where training stands: optimizer, step, tokens seen and log, kept in one file that is never half-written."""
+    """State of training, checkpointed in one file."""
 
     def __init__(self, heads, config: TrainConfig, sequences, loss_mask, path: Path | None):
         self.heads, self.config, self.path = heads, config, path
@@ -220,8 +241,8 @@ class _Run:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if state["identity"] != self.identity:
             raise TrainingError(
-                f"{self.path} is the checkpoint of another run (other text, heads, model or settings). "
-                "Delete it to start anew, or go back to the settings that it was made with."
+                f"{self.path} is the checkpoint of another run (other text, heads, model or settings). Delete it to "
+                "start over, or restore the settings."
             )
         self.step, self.tokens, self.log = state["step"], state["tokens"], state["log"]
         for name, parameter in self.heads.named_parameters():
@@ -230,7 +251,7 @@ class _Run:
             self.optimizer.state[parameter] = {"step": tensors[f"{name}.step"], **moments}
 
     def logs(self, n_steps: int) -> bool:
-        """Whether the step that was begun last is one of those in the report."""
+        """Whether the current step goes into the report."""
         return self.step % self.config.log_every == 0 or self.step == n_steps
 
     def save(self) -> None:
@@ -246,8 +267,8 @@ class _Run:
                 save_file(tensors, path, metadata={"state": json.dumps(state)})
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The last one that was "
-                "written is kept: make room and run the same again."
+                f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The previous one is "
+                "kept: free disk space and run this again."
             ) from error
 
     def finish(self) -> None:
@@ -256,9 +277,12 @@ class _Run:
 
 
 def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int) -> list[dict]:
-    """One step of all heads, one after the other (their losses share nothing, so memory holds one at a time).
+    """One step of all heads, one after the other.
 
-    lesson: this process's share; None where it has none.
+    Their losses share nothing, so memory holds one at a time.
+
+    Args:
+        lesson: this process's share; None for none.
     """
     rate = run.config.learning_rate * _schedule(run.step, round(run.config.warmup * n_steps), n_steps)
     for group in run.optimizer.param_groups:
@@ -303,8 +327,11 @@ def _train_step(heads: ExitHeads, lesson: Lesson | None, run: _Run, n_steps: int
 
 
 def _schedule(step: int, warmup_steps: int, n_steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to zero. A function of the step alone, so
-    that a run that goes on keeps no scheduler's state; transformers' own spends the first step at rate 0."""
+    """Share of the peak learning rate: linear warm-up, then cosine decay.
+
+    A function of the step alone, so that a resumed run needs no scheduler state; transformers' own spends the first
+    step at rate 0.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))

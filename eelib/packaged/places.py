@@ -1,4 +1,7 @@
-"""Where what was fetched lies: in `data/` of `EELIB_HOME`, of the working folder, or of a folder above it."""
+"""Lookup of fetched files.
+
+They are in `data/` of `EELIB_HOME`, of the working folder, or of one of its parents.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +12,10 @@ from eelib.workspace import home
 
 
 def model_folder(name: str) -> Path:
-    """Where a packaged model lies.
+    """Folder of a packaged model.
 
     Raises:
-        ModelError: it was not fetched.
+        ModelError: it has not been fetched.
     """
     folder = _find(Path("models") / name, model_is_there)
     if folder is None:
@@ -24,10 +27,11 @@ def model_folder(name: str) -> Path:
 
 
 def case_file(name: str) -> Path:
-    """The file of a benchmark's cases, or of the prompts beside them, {name}.jsonl.
+    """File of benchmark cases or of the prompts beside them, `{name}.jsonl`.
 
     Raises:
-        InvalidInputError: no packaged file is called so. FetchError: it was not fetched.
+        InvalidInputError: no packaged file has this name.
+        FetchError: it has not been fetched.
     """
     of = next((of for of, cases in CASES.items() if name in cases.names), None)
     if of is None:
@@ -53,5 +57,5 @@ def model_is_there(folder: Path) -> bool:
 
 
 def cases_are_there(name: str, folder: Path) -> bool:
-    """Whether `folder` holds packaged cases, and the prompts to train on."""
+    """Whether `folder` holds the packaged cases and the prompts beside them."""
     return all((folder / f"{file}.jsonl").is_file() for file in CASES[name].names)

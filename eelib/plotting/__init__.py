@@ -1,4 +1,4 @@
-"""Every figure of the notebooks: functions from a table to a figure. Needs the extra `paper`."""
+"""Figures: functions from a table to a figure. Needs the extra `paper`."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""Acceptance of drafts: by exit, of the tuned policies, and over ε against speed."""
+"""Acceptance of drafts: by exit, of tuned policies, and against speed."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,14 @@ from matplotlib.figure import Figure
 from eelib.plotting.style import PALETTE, depth_style, interval_errors, panels
 
 PAPERS_RATIO = 1.66
-"""Acceptance of DSSD over LayerSkip's, as the paper reports it (arXiv 2407.21082)."""
+"""Acceptance of DSSD over LayerSkip's, as reported in the paper (arXiv 2407.21082)."""
 
 
 def setting_label(row: Mapping[str, float]) -> str:
-    """The parameters of a setting in a few characters: "ε = 0.7" or "6 x 2"; empty without any."""
+    """Short label of a setting, such as "ε = 0.7".
+
+    Or "6 x 2"; empty without parameters.
+    """
     if not pd.isna(row.get("epsilon")):
         return f"ε = {row['epsilon']:g}"
     if not pd.isna(row.get("depth")):
@@ -22,7 +25,7 @@ def setting_label(row: Mapping[str, float]) -> str:
 
 
 def acceptance_by_exit(grid: pd.DataFrame, dssd_acceptance: float, dssd_label: str) -> Figure:
-    """Acceptance rate of fixed exits over depth, a line a draft length, a panel a kind.
+    """Acceptance of fixed exits by depth, a line per draft length.
 
     Args:
         grid: `Tuning.grid`; rows with a depth are drawn: kind, depth, draft_length, acceptance_rate.
@@ -49,11 +52,11 @@ def acceptance_by_exit(grid: pd.DataFrame, dssd_acceptance: float, dssd_label: s
 
 
 def tuned_speed(result: pd.DataFrame) -> Figure:
-    """Acceptance and speed of each decoder, and DSSD's acceptance over each LayerSkip's.
+    """Acceptance and speed of each decoder, and DSSD's acceptance over LayerSkip's.
 
     Args:
-        result: one row a decoder: `summarise`, the settings' parameters, and acceptance_ratio with its interval in the
-            rows of those that DSSD is compared with.
+        result: one row per decoder: `summarise`, the settings' parameters, and acceptance_ratio with its interval for
+            those that DSSD is compared with.
     """
     order = result.iloc[::-1].reset_index(drop=True)
     labels = [f"{row['decoder']}\n{setting_label(row)}".strip() for row in order.to_dict("records")]
@@ -83,12 +86,12 @@ def tuned_speed(result: pd.DataFrame) -> Figure:
 
 
 def acceptance_curve(summary: pd.DataFrame, ratios: pd.DataFrame, against: str) -> Figure:
-    """Acceptance against speed, of DSSD over ε and of fixed exits; and DSSD's over one LayerSkip's.
+    """Acceptance against speed over ε, and DSSD's over one LayerSkip's.
 
     Args:
-        summary: one row a decoder, `summarise` with kind and parameters.
+        summary: one row per decoder, `summarise` with kind and parameters.
         ratios: decoder, epsilon, against, acceptance_ratio and relative_speed with their intervals.
-        against: the decoder that the right panel compares with.
+        against: the decoder of the right panel.
     """
     figure, (absolute, relative) = panels(2, height=2.6)
     shared = {"capsize": 1.5, "elinewidth": 0.6, "linewidth": 0.8, "markersize": 4}

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: early exit at each ε beside the full model, and what every exit is worth alone."""
+"""Accuracy against cost, at each ε and for each exit alone."""
 
 import numpy as np
 import pandas as pd
@@ -12,19 +12,19 @@ COSTS = {
     "blocks": ("on_front", "blocks run per scored token, share of all"),
     "speed_ratio": ("on_speed_front", "measured speed in generation, ratio to the full model"),
 }
-"""What accuracy is set against: the column that says whether a row is on the Pareto front, and the label."""
+"""Costs to plot accuracy against: the column with the Pareto front, and the label."""
 
 
 def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> Figure:
-    """Accuracy at each ε against a cost, a panel a task, with the Pareto front.
+    """Accuracy at each ε against a cost, with the Pareto front.
 
     Args:
-        table: one row per task and setting: task, policy ("full model" or "early exit"), epsilon, accuracy with its
-            interval, the cost, and whether the row is on its front (on_front or on_speed_front).
+        table: one row per task (a panel each) and setting: task, policy ("full model" or "early exit"), epsilon,
+            accuracy with its interval, the cost, and whether the row is on its front (on_front or on_speed_front).
         cost: blocks or speed_ratio.
 
     Raises:
-        InvalidInputError: another cost, or a table without these columns.
+        InvalidInputError: another cost, or missing columns.
     """
     if cost not in COSTS:
         raise InvalidInputError(f"cost={cost!r}: expected one of {', '.join(COSTS)}.")
@@ -54,10 +54,10 @@ def _draw_task(axes: Axes, table: pd.DataFrame, cost: str, front: str) -> None:
 
 
 def exits_and_speed(table: pd.DataFrame) -> Figure:
-    """Where tokens exit at each ε, and promised beside measured speed.
+    """Exit shares at each ε, and predicted beside measured speed.
 
     Args:
-        table: one row an ε: epsilon (1: the full model, not drawn), share_{depth} of every exit and, the deepest, of
+        table: one row per ε: epsilon (1: the full model, not drawn), share_{depth} of every exit and, the deepest, of
             the full model, generated_blocks, passes_per_token, and speed_ratio with its interval.
     """
     check_table(table, "epsilon", "generated_blocks", "passes_per_token", *with_interval("speed_ratio"))
@@ -74,10 +74,10 @@ def exits_and_speed(table: pd.DataFrame) -> Figure:
 
 
 def _stack(axes: Axes, table: pd.DataFrame) -> None:
-    """Bars of share_{depth}, the shallowest exit lowest and the full model on top."""
+    """Stacked bars of share_{depth}, the shallowest exit at the bottom."""
     depths = sorted(int(name.removeprefix("share_")) for name in table.columns if name.startswith("share_"))
     if not depths:
-        raise InvalidInputError("The table to draw has no columns share_{depth}: expected one a depth (`exit_shares`).")
+        raise InvalidInputError("The table has no columns share_{depth}: expected one per depth (`exit_shares`).")
     bottom = np.zeros(len(table))
     for i, depth in enumerate(depths):
         last = depth == depths[-1]
@@ -91,7 +91,7 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def anytime_quality(table: pd.DataFrame) -> Figure:
-    """Agreement, log-likelihood and accuracy over depth, if all tokens left there.
+    """Agreement, log-likelihood and accuracy by depth, if all tokens exit there.
 
     Args:
         table: one row per task and depth: task, depth, agreement, and log_prob_less_full and accuracy with their

@@ -1,4 +1,4 @@
-"""Attacks on early exits: what they reach in each mode of decoding, and how soon the monitor notices a shift."""
+"""Attacks on early exits: effect by mode of decoding, and monitor delay."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,12 +8,13 @@ from eelib.plotting.style import COLUMN, LINES, MARKERS, PALETTE, check_table, p
 
 
 def speed_under_attack(table: pd.DataFrame) -> Figure:
-    """Agreement against speed under forged thresholds and found prompts, a marker a mode.
+    """Agreement against speed under forged thresholds and adversarial prompts.
 
     Args:
-        table: one row per mode, file and prompts: mode, file ("honest", or a forged one), prompts ("ordinary", or what
-            they were found for), agreement, speed_ratio with its interval. On the left ordinary prompts, on the right
-            the honest file; of honest files on ordinary prompts the first row is for the left, the last for the right.
+        table: one row per mode (a marker each), file and prompts: mode, file ("honest", or a forged one), prompts
+            ("ordinary", or the goal of the search), agreement, speed_ratio with its interval. Ordinary prompts are on
+            the left, the honest file on the right; of honest files on ordinary prompts the first row is for the left,
+            the last for the right.
     """
     check_table(table, "mode", "file", "prompts", "agreement", *with_interval("speed_ratio"))
     by_file = table[table.prompts == "ordinary"].drop_duplicates(["mode", "file"])
@@ -46,11 +47,11 @@ def _draw_attack(axes: Axes, table: pd.DataFrame, group: str, markers: dict[str,
 
 
 def alarms_over_time(table: pd.DataFrame, false_alarm: float, unshifted: str = "own") -> Figure:
-    """Share of runs in which the monitor has raised its alarm, over sequences, a line a kind of text.
+    """Share of runs with an alarm over sequences, a line per text.
 
     Args:
         table: one row per text and number of sequences: text, sequences, share_of_runs (`alarm_shares`).
-        false_alarm: chance of an alarm without a shift that is allowed, a dotted line.
+        false_alarm: allowed probability of a false alarm, a dotted line.
         unshifted: the text that thresholds were calibrated for.
     """
     check_table(table, "text", "sequences", "share_of_runs")

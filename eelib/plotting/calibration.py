@@ -1,4 +1,4 @@
-"""What thresholds promise and what they achieve.
+"""Calibration: what thresholds promise and achieve.
 
 Each figure is drawn from a table of `eelib.calibration.promises` or `eelib.calibration.violations`, or from its CSV.
 """
@@ -16,12 +16,14 @@ from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, pane
 
 
 def promised_against_achieved(table: pd.DataFrame) -> Figure:
-    """Achieved agreement over the promised one, a row of panels a target, a column a metric, a line a method; the last
-    column is the coverage of the first metric.
+    """Achieved against promised agreement, and coverage.
+
+    A row of panels per target, a column per metric, a line per method; the last column is the coverage of the first
+    metric.
 
     Args:
         table: from `achieved_table`: columns target, metric, method, epsilon, achieved, achieved_low, achieved_high,
-            coverage. Nothing is drawn where achieved is NaN.
+            coverage. NaN is not drawn.
 
     Raises:
         InvalidInputError: no rows, or a column is missing.
@@ -53,18 +55,18 @@ def promised_against_achieved(table: pd.DataFrame) -> Figure:
 
 
 def violations(table: pd.DataFrame) -> Figure:
-    """Rate of broken promises of each method, a panel a kind of text, with the δ that `risk` may take.
+    """Rate of broken promises of each method, with the δ of `risk`.
 
     Args:
-        table: of `violation_rates`, and for each row its text: columns text, method, target, epsilon, delta, sequences,
-            rate, rate_low, rate_high. Without an interval where that is NaN.
+        table: from `violation_rates`, with the text of each row (a panel each): columns text, method, target, epsilon,
+            delta, sequences, rate, rate_low, rate_high. A NaN interval is not drawn.
 
     Raises:
         InvalidInputError: no rows, a column is missing, or there is more than one ε or δ.
     """
     check_table(table, "text", "method", "target", "epsilon", "delta", "sequences", *with_interval("rate"))
     if table.epsilon.nunique() > 1 or table.delta.nunique() > 1:
-        raise InvalidInputError("The table to draw has several ε or δ: expected one of each.")
+        raise InvalidInputError("The table has several ε or δ: expected one of each.")
     targets, texts, style = table.target.unique(), table.text.unique(), _look(table.method.unique())
     epsilon, delta = table.epsilon.iloc[0], table.delta.iloc[0]
     figure, panel = panels(len(texts), height=2.1, sharey=True)
@@ -82,12 +84,12 @@ def violations(table: pd.DataFrame) -> Figure:
 
 
 def shifted_agreement(table: pd.DataFrame, epsilon: float) -> Figure:
-    """Exit agreement on each kind of text of thresholds calibrated on each, a panel a method.
+    """Exit agreement of thresholds across kinds of text, a panel per method.
 
     Args:
         table: from `shift_table`: columns method, calibrated_on, used_on, achieved, achieved_low, achieved_high. Where
             achieved is NaN nothing exits, and the panel says so.
-        epsilon: what was promised.
+        epsilon: promised agreement.
 
     Raises:
         InvalidInputError: no rows, or a column is missing.
@@ -115,18 +117,18 @@ def shifted_agreement(table: pd.DataFrame, epsilon: float) -> Figure:
 
 
 def _look(names: Sequence[str]) -> dict[str, dict]:
-    """Colour and marker of each name, in their order."""
+    """Colour and marker by name."""
     return {
         name: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]} for i, name in enumerate(names)
     }
 
 
 def _abreast(n: int) -> np.ndarray:
-    """Shifts of n points that stand side by side over one tick."""
+    """Offsets of n points side by side over one tick."""
     return (np.arange(n) - (n - 1) / 2) * 0.6 / n
 
 
 def _points(axes: Axes, table: pd.DataFrame, x: str, ticks: Sequence[str], shift: float, y: str, **style) -> None:
-    """Points with intervals over named ticks, moved aside by `shift`."""
+    """Points with intervals over named ticks, offset by `shift`."""
     place = {name: i for i, name in enumerate(ticks)}
     band(axes, table.assign(_x=table[x].map(place) + shift), "_x", y, linestyle="", **style)

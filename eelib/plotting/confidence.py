@@ -1,4 +1,4 @@
-"""How well metrics tell right head predictions from wrong ones: densities, ROC, risk-coverage, AUROC.
+"""Separation of right from wrong predictions: densities, ROC, risk-coverage, AUROC.
 
 Each figure is drawn from a table of `eelib.confidence.separation`, or from its CSV.
 """
@@ -16,12 +16,12 @@ from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, metr
 
 
 def score_densities(table: pd.DataFrame, epsilon: float | None = None) -> Figure:
-    """Densities of the scores of right and of wrong tokens, a row of panels a depth, a column a metric.
+    """Score densities of right and wrong tokens, per depth and metric.
 
     Args:
-        table: from `density_table`: columns depth, metric, agrees, score, density. Where there is a column threshold,
-            a dotted line stands at it, unless it is NaN.
-        epsilon: what the thresholds promise, for the legend.
+        table: from `density_table`: columns depth (a row of panels each), metric (a column each), agrees, score,
+            density. A column threshold, if any, is a dotted line.
+        epsilon: promised by the thresholds, for the legend.
 
     Raises:
         InvalidInputError: no rows, or a column is missing.
@@ -57,7 +57,7 @@ def _densities(axes: Axes, table: pd.DataFrame, epsilon: float | None) -> None:
 
 
 def roc_curves(table: pd.DataFrame) -> Figure:
-    """ROC curves, a panel a depth, a line a metric.
+    """ROC curves, a panel per depth, a line per metric.
 
     Args:
         table: from `roc_table`: columns depth, metric, false_positive_rate, true_positive_rate.
@@ -78,7 +78,7 @@ def roc_curves(table: pd.DataFrame) -> Figure:
 
 
 def risk_coverage_curves(table: pd.DataFrame) -> Figure:
-    """Share of wrong exits over the share of tokens that exit, a panel a depth, a line a metric.
+    """Risk-coverage curves, a panel per depth, a line per metric.
 
     Args:
         table: from `risk_coverage_table`: columns depth, metric, coverage, risk.
@@ -107,7 +107,7 @@ def _curves(table: pd.DataFrame, x: str, y: str, frame: Callable[[Axes], object]
 
 
 def auroc_by_depth(table: pd.DataFrame) -> Figure:
-    """AUROC of each metric with its 95% interval over the depths, a panel a kind of text.
+    """AUROC of each metric by depth, a panel per kind of text.
 
     Args:
         table: from `compare_separation`: columns text, depth, metric, auroc, auroc_low, auroc_high.

@@ -1,4 +1,4 @@
-"""Kinds of head: agreement against what a draft reads, and against the text that was learned from."""
+"""Kinds of head: agreement against cost and training text."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,11 @@ from eelib.plotting.style import COLUMN, MARKERS, band, check_table, depth_style
 
 
 def agreement_against_cost(table: pd.DataFrame) -> Figure:
-    """Agreement of heads against weights read per draft, a marker a kind and a colour a depth.
+    """Agreement of heads against weights read per draft.
 
     Args:
-        table: one row per head: kind, depth, cost_in_blocks, agreement. Heads of one kind and depth are joined by a
-            line: they differ in the drafted vocabulary.
+        table: one row per head: kind (a marker each), depth (a colour each), cost_in_blocks, agreement. Heads of one
+            kind and depth, which differ in the draft vocabulary, are joined by a line.
     """
     check_table(table, "kind", "depth", "cost_in_blocks", "agreement")
     style = depth_style(table.depth.unique())
@@ -35,7 +35,7 @@ def agreement_against_cost(table: pd.DataFrame) -> Figure:
 
 
 def agreement_against_tokens(table: pd.DataFrame) -> Figure:
-    """Agreement of heads against the tokens they were trained on, a line a depth.
+    """Agreement of heads against training tokens, a line per depth.
 
     Args:
         table: one row per depth and training: depth, tokens, agreement with its interval.

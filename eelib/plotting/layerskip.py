@@ -1,4 +1,4 @@
-"""LayerSkip's training recipe: what the exits gain by it, and what the full model pays."""
+"""LayerSkip's training recipe: gains of the exits, cost to the full model."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ COPIES = {
 
 
 def exits_by_depth(table: pd.DataFrame, n_blocks: int) -> Figure:
-    """Agreement, perplexity and acceptance over depth, by whose exits they are.
+    """Agreement, perplexity and acceptance by depth, a line per source of exits.
 
     Args:
         table: exits (one of `EXITS`), depth, and in rows of held-out text agreement with its interval and perplexity
@@ -27,7 +27,7 @@ def exits_by_depth(table: pd.DataFrame, n_blocks: int) -> Figure:
         n_blocks: depth of the model's end, whose agreement is 1 by definition.
 
     Raises:
-        InvalidInputError: other exits, or a table without these columns.
+        InvalidInputError: other exits, or missing columns.
     """
     measured = ("perplexity", "draft_length", "acceptance_rate")
     check_table(table, "exits", "depth", *with_interval("agreement"), *measured)
@@ -50,14 +50,14 @@ def exits_by_depth(table: pd.DataFrame, n_blocks: int) -> Figure:
 
 
 def full_model_change(table: pd.DataFrame) -> Figure:
-    """Perplexity and accuracy of tuned copies beside the original's.
+    """Perplexity and accuracy of tuned copies, relative to the original.
 
     Args:
         table: model ("original" is not drawn, the others are `COPIES`); in rows of text: text, ratio (of perplexities)
             with its interval; in rows of a benchmark: task, difference (of accuracies) with its interval.
 
     Raises:
-        InvalidInputError: other models, or a table without these columns.
+        InvalidInputError: other models, or missing columns.
     """
     check_table(table, "model", "text", *with_interval("ratio"), "task", *with_interval("difference"))
     copies = table[table.model != "original"]
@@ -72,7 +72,7 @@ def full_model_change(table: pd.DataFrame) -> Figure:
 
 
 def _compare_copies(axes: Axes, table: pd.DataFrame, kind: str, value: str, unchanged: float) -> None:
-    """A row a kind, in it one interval a copy, and a line where nothing changes."""
+    """One row per kind, one interval per copy, around no change."""
     table = table[table[kind].notna()]
     kinds = list(table[kind].unique())
     for i, (model, style) in enumerate(COPIES.items()):

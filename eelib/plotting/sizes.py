@@ -1,4 +1,4 @@
-"""Several models side by side."""
+"""Model sizes side by side."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,10 +7,10 @@ from eelib.plotting.style import MARKERS, PALETTE, band, check_table, interval_e
 
 
 def agreement_and_speed(table: pd.DataFrame) -> Figure:
-    """Agreement by depth, speed of early exit by ε, and speed of what was tuned, a colour and marker a model.
+    """Agreement by depth and speed by setting, a colour per model.
 
     Args:
-        table: `read_sizes`.
+        table: from `read_sizes`.
     """
     check_table(table, "model", "parameters", "measure", "at", "value", "value_low", "value_high")
     models = table.drop_duplicates("model").sort_values("parameters").model.tolist()

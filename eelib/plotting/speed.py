@@ -1,4 +1,4 @@
-"""Speed: predicted beside measured, of the baselines, and against what is claimed."""
+"""Speed: predicted against measured, of baselines, and against claims."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ from eelib.plotting.style import COLUMN, MARKERS, PALETTE, interval_errors, pane
 
 
 def predicted_speed(table: pd.DataFrame) -> Figure:
-    """Predicted against measured tokens per second, with the band of 10%.
+    """Predicted against measured tokens per second, with a band of 10%.
 
     Args:
         table: `check_predictions`: policy ("plain", "6 x 2", "ε = 0.8"), predicted, measured.
@@ -37,7 +37,7 @@ def baselines(table: pd.DataFrame) -> Figure:
     """Speed and agreement of every baseline, one row each.
 
     Args:
-        table: decoder, lossless (whether it is meant to keep the output), speed_ratio with its interval,
+        table: decoder, lossless (whether it should preserve the output), speed_ratio with its interval,
             token_agreement.
     """
     order = table.sort_values("speed_ratio").reset_index(drop=True)
@@ -59,7 +59,7 @@ def baselines(table: pd.DataFrame) -> Figure:
 
 
 def speed_against_agreement(table: pd.DataFrame, front: Iterable[bool]) -> Figure:
-    """Share of tokens that are the model's own against speed, a colour a method, and the Pareto front.
+    """Token agreement against speed, a colour per method, with the Pareto front.
 
     Args:
         table: method, speed_ratio, token_agreement.
@@ -77,7 +77,7 @@ def speed_against_agreement(table: pd.DataFrame, front: Iterable[bool]) -> Figur
 
 
 def popular_claims(claims: pd.DataFrame, accuracy: pd.DataFrame, claimed_speeds: Sequence[float]) -> Figure:
-    """Speed and accuracy at thresholds on max_prob, beside what popular accounts say of them.
+    """Speed and accuracy at thresholds on max_prob, beside popular claims.
 
     Args:
         claims: threshold, speed_ratio with its interval.

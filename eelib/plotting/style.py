@@ -1,4 +1,4 @@
-"""The look of every figure, and how it is saved: PDF, PNG and the CSV of what was plotted."""
+"""Style of all figures, and saving as PDF, PNG and CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
 def use_style() -> None:
-    """Drawn at final size, 8 pt, fonts embedded as outlines that editors can read (type 42)."""
+    """Set the style: final size, 8 pt, editable embedded fonts (type 42)."""
     sns.set_theme(context="paper", style="ticks", palette="colorblind")
     mpl.rcParams |= {
         "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
@@ -35,8 +35,10 @@ def use_style() -> None:
 
 
 def metric_style(metric: str) -> dict:
-    """Colour and dash of a metric, the same in every figure: nobody must tell lines apart by colour alone. A column of
-    traces that is no metric (`combined`) is drawn in grey."""
+    """Colour and dash of a metric, the same in every figure.
+
+    Never colour alone. Other columns (`combined`) are grey.
+    """
     if metric not in known_metrics():
         return {"color": "0.35", "linestyle": LINES[-1]}
     i = known_metrics().index(metric)
@@ -56,7 +58,7 @@ def epsilon_style(epsilons: Sequence[float]) -> dict[float, dict]:
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame) -> None:
-    """Writes name.pdf, name.png and name.csv into `folder`, each whole or not at all.
+    """Write name.pdf, name.png and name.csv into `folder`, each atomically.
 
     `plotted`: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,
     and differ from run to run; no other column does.
@@ -70,32 +72,36 @@ def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataF
 
 
 def panels(n: int, width: float = PAGE, height: float = 2.2, **kwargs) -> tuple[Figure, list[Axes]]:
-    """n panels side by side."""
+    """Figure with n panels side by side."""
     figure, axes = plt.subplots(1, n, figsize=(width, height), squeeze=False, **kwargs)
     return figure, list(axes[0])
 
 
 def band(axes: Axes, table: pd.DataFrame, x: str, y: str, **style) -> None:
-    """A line of y over x with its interval {y}_low ... {y}_high as error bars."""
+    """Line of y over x, with {y}_low ... {y}_high as error bars."""
     table = table.sort_values(x)
     axes.errorbar(table[x], table[y], yerr=interval_errors(table, y), capsize=1.5, elinewidth=0.7, **style)
 
 
 def interval_errors(table: pd.DataFrame, name: str) -> list[pd.Series]:
-    """How far intervals reach below and above their values, as matplotlib's error bars take it."""
+    """Distances of interval bounds from their values, as for matplotlib's error bars."""
     # The middle of few resamples may not hold the value itself.
     return [(table[name] - table[f"{name}_low"]).clip(lower=0), (table[f"{name}_high"] - table[name]).clip(lower=0)]
 
 
 def with_interval(name: str) -> tuple[str, str, str]:
-    """The columns of a value with its interval."""
+    """Column names of a value and its interval."""
     return name, f"{name}_low", f"{name}_high"
 
 
 def check_table(table: pd.DataFrame, *columns: str) -> None:
-    """Raises InvalidInputError for a table that no figure can be drawn from: without rows, or without these columns."""
+    """Refuse a table without rows or with missing columns.
+
+    Raises:
+        InvalidInputError: it is one.
+    """
     missing = [column for column in columns if column not in table]
     if missing:
-        raise InvalidInputError(f"The table to draw has no column {', '.join(missing)}: it has {', '.join(table)}.")
+        raise InvalidInputError(f"The table has no column {', '.join(missing)}: it has {', '.join(table)}.")
     if table.empty:
-        raise InvalidInputError(f"The table to draw has no rows: expected at least one, with {', '.join(columns)}.")
+        raise InvalidInputError(f"The table has no rows: expected at least one, with {', '.join(columns)}.")

@@ -1,4 +1,4 @@
-"""Which tokens are easy: text coloured by the depth at which each token was settled, and the shares of the depths."""
+"""Easy tokens: text coloured by the depth at which tokens were decided."""
 
 import html
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from eelib.plotting.style import COLUMN, check_table, depth_style, panels
 
 
 def tokens_html(trace: pd.DataFrame, tokenizer, n_blocks: int, depths: Sequence[int]) -> str:
-    """Decoded text as HTML, each token coloured by the depth at which it was settled, with a legend.
+    """Decoded text as HTML, tokens coloured by depth, with a legend.
 
     Args:
         trace: of a decoding (`DecodingOutput.trace`); rejected drafts are left out.
-        tokenizer: turns tokens into text, which is escaped.
+        tokenizer: decodes the tokens, whose text is escaped.
         n_blocks: of the full model.
         depths: of the heads, all in the legend.
 
     Raises:
-        InvalidInputError: the trace holds another depth, or no token.
+        InvalidInputError: the trace has another depth, or no token.
     """
     known = _depths(trace, n_blocks, depths)
     colors = {depth: _pastel(style["color"]) for depth, style in depth_style(known).items()}
@@ -38,10 +38,10 @@ def tokens_html(trace: pd.DataFrame, tokenizer, n_blocks: int, depths: Sequence[
 
 
 def settled_shares(trace: pd.DataFrame, n_blocks: int, depths: Sequence[int]) -> pd.DataFrame:
-    """Share of the tokens that were settled at each depth: what `depth_shares` draws.
+    """Share of tokens decided at each depth, for `depth_shares`.
 
-    Args as for `tokens_html`. Columns: depth (of every head; n_blocks for the full model; 0 where tokens were looked up
-    in the text), share_of_tokens.
+    Arguments as for `tokens_html`. Columns: depth (of every head; n_blocks for the full model; 0 for lookup),
+    share_of_tokens.
     """
     known = _depths(trace, n_blocks, depths)
     shares = _final_tokens(trace, known).depth.value_counts(normalize=True).reindex(known, fill_value=0.0)
@@ -49,7 +49,7 @@ def settled_shares(trace: pd.DataFrame, n_blocks: int, depths: Sequence[int]) ->
 
 
 def depth_shares(table: pd.DataFrame, n_blocks: int, title: str = "") -> Figure:
-    """Bar chart of `settled_shares`: how many tokens were settled at each depth.
+    """Bar chart of `settled_shares`.
 
     Args:
         table: columns depth, share_of_tokens.
@@ -69,13 +69,13 @@ def depth_shares(table: pd.DataFrame, n_blocks: int, title: str = "") -> Figure:
 
 
 def _depths(trace: pd.DataFrame, n_blocks: int, depths: Sequence[int]) -> list[int]:
-    """All that tokens can be settled at, ascending; 0 only where some were looked up."""
+    """All depths of tokens, ascending; 0 only with lookup."""
     looked_up = "depth" in trace and (trace.depth == 0).any()
     return sorted([*([0] if looked_up else []), *depths, n_blocks])
 
 
 def _final_tokens(trace: pd.DataFrame, depths: Sequence[int]) -> pd.DataFrame:
-    """The rows whose tokens stand in the text."""
+    """Rows of final tokens."""
     check_table(trace, "token_id", "depth", "drafted", "accepted")
     unknown = sorted(set(trace.depth) - set(depths))
     if unknown:
@@ -88,6 +88,6 @@ def _span(text: str, color: str, title: str = "") -> str:
 
 
 def _pastel(color: tuple[float, float, float]) -> str:
-    """The colour, light enough for black text on it."""
+    """Lighter shade, for black text on it."""
     red, green, blue = (int(255 * (0.55 + 0.45 * part)) for part in color)
     return f"rgb({red},{green},{blue})"

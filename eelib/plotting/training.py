@@ -1,4 +1,4 @@
-"""How heads learn: loss and agreement over training."""
+"""Training curves: loss and agreement of heads."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,11 +7,11 @@ from eelib.plotting.style import check_table, depth_style, panels
 
 
 def training_curves(report: pd.DataFrame, validation: pd.DataFrame | None = None) -> Figure:
-    """Loss (left) and agreement with the model (right) over the training tokens seen, a line a depth.
+    """Loss and agreement over training tokens, a line per depth.
 
     Args:
         report: of `train_heads`, smoothed or not: columns tokens, depth, loss [nats], agreement.
-        validation: agreement on held-out text, drawn as dots behind the last step: columns depth, agreement.
+        validation: agreement on held-out text, drawn as dots after the last step: columns depth, agreement.
 
     Raises:
         InvalidInputError: no rows, or a column is missing.

@@ -95,7 +95,7 @@ def test_hub_that_does_not_answer(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8", torch.int64])
 def test_unknown_dtype(dtype):
-    with pytest.raises(InvalidInputError, match="Expected one of auto, float64, float32, bfloat16, float16"):
+    with pytest.raises(InvalidInputError, match="expected one of auto, float64, float32, bfloat16, float16"):
         loading.load_model(packaged.MODEL, dtype=dtype)
 
 

@@ -41,7 +41,7 @@ def test_ids_of_any_kind(given):
         ("the sky", "expected token ids"),
         ([0.5, 1.5], "whole numbers"),
         (torch.zeros(1, 2, 3, dtype=torch.long), "whole numbers"),
-        ([[1, 2], [3]], "all rows of one length"),
+        ([[1, 2], [3]], "rows of equal length"),
         (["a", "b"], "whole numbers|expected token ids"),
         ([3, VOCAB_SIZE], "from 0 to 96"),
         ([-1, 3], "from 0 to 96"),

@@ -208,5 +208,5 @@ def test_nothing_to_learn_from(model, text):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(weighty, text):
-    with pytest.raises(TrainingError, match=r"at step \d+.*The model given is as it was; lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"at step \d+.*The original model is unchanged; lower learning_rate"):
         layerskip.finetune(weighty, text, replace(CONFIG, steps=20, learning_rate=1e200))

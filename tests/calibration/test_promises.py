@@ -52,5 +52,5 @@ def test_halves_share_no_sequence(texts):
     even, odd = halves(traces)
     assert set(even.sequence) == {*range(0, 60, 2)} and set(odd.sequence) == {*range(1, 60, 2)}
     assert pd.concat([even, odd]).sort_index().equals(traces)
-    with pytest.raises(CorpusError, match="two halves"):
+    with pytest.raises(CorpusError, match="too few sequences to halve"):
         halves(traces[traces.sequence == 4])
