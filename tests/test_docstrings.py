@@ -54,6 +54,16 @@ def test_first_lines_are_short_sentences_and_public_names_have_one(file):
         assert not rest or not rest[0], f"{name}: the second line is not empty"
 
 
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_dataclasses_list_their_fields(file):
+    for name, node in documented(ast.parse((PROJECT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(mark) for mark in node.decorator_list):
+            fields = [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
+            listed = ast.get_docstring(node).partition("Attributes:\n")[2].partition("\n\n")[0]
+            names = ", ".join(re.findall(r"^    ([a-z_0-9, ]+): ", listed, re.MULTILINE)).split(", ")
+            assert sorted(names) == sorted(fields) or not fields, f"{name} lists {names} and has {fields}"
+
+
 def documented(tree, prefix=""):
     """Module, classes and functions with their dotted names; functions inside functions are nobody's business."""
     yield prefix or "module", tree

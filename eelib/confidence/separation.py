@@ -19,7 +19,13 @@ from eelib.statistics import percentile_interval
 
 
 class Curve(NamedTuple):
-    """Risk against coverage, one entry a threshold, strictest first."""
+    """Risk-coverage curve, one entry per threshold, strictest first.
+
+    Attributes:
+        threshold: lowest score that exits.
+        coverage: share of tokens that exit.
+        risk: share of disagreement among them.
+    """
 
     threshold: np.ndarray
     coverage: np.ndarray
