@@ -1,4 +1,4 @@
-"""The look of every figure, and how it is saved: PDF, PNG and the CSV of what was plotted."""
+"""The look of every figure, and how it is saved: PDF, PNG, the CSV of what was plotted, and a note of what it shows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from eelib.confidence.metrics import known_metrics
 from eelib.errors import InvalidInputError
-from eelib.workspace import atomic_write
+from eelib.timing import provenance
+from eelib.workspace import atomic_write, write_note
 
 COLUMN, PAGE = 3.25, 5.5
 """Widths in inches: one column, or the page."""
@@ -55,11 +56,13 @@ def epsilon_style(epsilons: Sequence[float]) -> dict[float, dict]:
     return {e: {"color": shades[i], "marker": MARKERS[i % len(MARKERS)]} for i, e in enumerate(ordered)}
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame) -> None:
-    """Writes name.pdf, name.png and name.csv into `folder`, each whole or not at all.
+def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame, sentence: str) -> None:
+    """Writes name.pdf, name.png, name.csv and name.md into `folder`, each whole or not at all.
 
-    `plotted`: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,
-    and differ from run to run; no other column does.
+    Args:
+        plotted: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,
+            and differ from run to run; no other column does.
+        sentence: what the figure shows, in Markdown (`eelib.reporting`). The note ends with day, machine and commit.
     """
     folder = Path(folder)
     with atomic_write(folder / f"{name}.csv") as path:
@@ -67,6 +70,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataF
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
         with atomic_write(folder / f"{name}.{kind}") as path:
             figure.savefig(path, metadata=metadata)
+    write_note(folder / f"{name}.md", sentence, provenance())
 
 
 def panels(n: int, width: float = PAGE, height: float = 2.2, **kwargs) -> tuple[Figure, list[Axes]]:

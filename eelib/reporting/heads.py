@@ -1,0 +1,172 @@
+"""Sentences about heads: what they learn, what they settle, and what LayerSkip's training does instead."""
+
+import pandas as pd
+
+from eelib.plotting.style import check_table, with_interval
+from eelib.reporting.wording import (
+    NOTHING,
+    at_depths,
+    depths,
+    holders,
+    interval,
+    kind_of_text,
+    listed,
+    numbers,
+    placed,
+)
+
+
+def settled_shares(table: pd.DataFrame) -> str:
+    """Which share of the tokens heads settled, and where.
+
+    Args:
+        table: `plotting.settled_shares`.
+    """
+    check_table(table, "depth", "share_of_tokens")
+    shares = table.dropna().set_index("depth").share_of_tokens.sort_index()
+    if shares.empty:
+        return NOTHING
+    full, looked_up, by_head = shares.iloc[-1], shares.get(0, 0), shares.iloc[:-1].drop(0, errors="ignore")
+    lookup = f" and lookup in the text {looked_up:.0%}" if looked_up else ""
+    if not by_head.sum():
+        return f"**Heads settle none of the tokens{lookup}**; the full model settles {full:.0%}."
+    return (
+        f"**Heads settle {by_head.sum():.0%} of the tokens{lookup}**: {at_depths(by_head, '.0%')}. "
+        f"The full model settles {full:.0%}."
+    )
+
+
+def training_curves(table: pd.DataFrame) -> str:
+    """How far the heads agree with the model at the end of training, and at its beginning.
+
+    Args:
+        table: tokens, depth, agreement; and held_out_agreement of each depth, where it was measured.
+    """
+    check_table(table, "tokens", "depth", "agreement")
+    table = table.dropna(subset="agreement").sort_values("tokens")
+    if table.empty:
+        return NOTHING
+    first, last = (end.set_index("depth").agreement.sort_index() for end in _ends(table))
+    change = "up from" if (last > first).all() else "from"
+    said = (
+        f"**After {table.tokens.max():,.0f} training tokens, heads after {numbers(last.index, 'g')} blocks agree with "
+        f"the model on {numbers(last, '.0%')} of the tokens**, {change} {numbers(first, '.0%')} in the first steps"
+    )
+    if "held_out_agreement" in table and table.held_out_agreement.notna().any():
+        held_out = table.dropna(subset="held_out_agreement").groupby("depth").held_out_agreement.last()
+        said += f"; on held-out text, on {at_depths(held_out, '.0%')}"
+    return f"{said}."
+
+
+def _ends(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """First and last row of each depth."""
+    return table.drop_duplicates("depth"), table.drop_duplicates("depth", keep="last")
+
+
+def agreement_against_cost(table: pd.DataFrame) -> str:
+    """Which kind of head agrees most, and what a smaller drafted vocabulary saves.
+
+    Args:
+        table: kind, drafted ("all", or a number of tokens), depth, cost_in_blocks, agreement.
+    """
+    check_table(table, "kind", "drafted", "depth", "cost_in_blocks", "agreement")
+    table = table.dropna(subset=["cost_in_blocks", "agreement"])
+    whole = table[table.drafted.astype(str) == "all"]
+    if whole.empty:
+        return NOTHING
+    best = whole.loc[whole.groupby("depth").agreement.idxmax()].set_index("depth")
+    said = f"**Over the whole vocabulary {holders(best.kind)} agrees most** ({at_depths(best.agreement)})."
+    kind = best.kind.mode().iloc[0]
+    part = table[(table.kind == kind) & (table.drafted.astype(str) != "all")]
+    part = part.assign(size=part.drafted.astype(float))
+    part = part[part["size"] == part["size"].min()].set_index("depth")
+    own = whole[whole.kind == kind].set_index("depth")
+    change = (part.agreement - own.agreement).dropna()
+    if change.empty:
+        return said
+    less, more = (of.cost_in_blocks.mean() for of in (part, own))
+    return (
+        f"{said} Drafting {part['size'].iloc[0]:,.0f} tokens only, `{kind}` heads read the weights of {less:.1f} "
+        f"blocks a draft instead of {more:.1f}, and agreement changes by {at_depths(change, '+.3f')}."
+    )
+
+
+def agreement_against_tokens(table: pd.DataFrame) -> str:
+    """What the last addition of training text brought at each depth.
+
+    Args:
+        table: depth, tokens, agreement with its interval.
+    """
+    check_table(table, "depth", "tokens", *with_interval("agreement"))
+    by_tokens = table.pivot_table(index="depth", columns="tokens", values="agreement").dropna()
+    if by_tokens.shape[1] < 2 or by_tokens.empty:
+        return NOTHING
+    fewer, most = by_tokens.columns[-2:]
+    gain = by_tokens[most] - by_tokens[fewer]
+    helps = "still helps" if (gain > 0).all() else "no longer helps" if (gain <= 0).all() else "helps at some depths"
+    (deepest,) = table[(table.tokens == most) & (table.depth == by_tokens.index.max())].to_dict("records")
+    return (
+        f"**More text {helps}**: from {fewer:,.0f} to {most:,.0f} training tokens, agreement changes by "
+        f"{at_depths(gain, '+.3f')}, at the last to {interval(deepest, 'agreement')}."
+    )
+
+
+def exits_by_depth(table: pd.DataFrame) -> str:
+    """What LayerSkip's training gives the deepest exit that heads have, and what can be drafted afterwards.
+
+    Args:
+        table: exits ("original", "tuned", "our heads"), depth; in rows of held-out text agreement with its interval; in
+            rows of fixed exits draft_length, acceptance_rate and tokens_per_pass.
+    """
+    check_table(table, "exits", "depth", *with_interval("agreement"), "draft_length", "tokens_per_pass")
+    on_text = table.dropna(subset="agreement")
+    if not len(on_text[on_text.exits == "our heads"]):
+        return NOTHING
+    depth = on_text[on_text.exits == "our heads"].depth.max()
+    rows = {row["exits"]: row for row in on_text[on_text.depth == depth].to_dict("records")}
+    if "original" not in rows or "tuned" not in rows:
+        return NOTHING
+    change = rows["tuned"]["agreement"] - rows["original"]["agreement"]
+    verb = "raises" if change > 0 else "lowers" if change < 0 else "leaves"
+    said = (
+        f"**LayerSkip's training {verb} the logit lens's agreement at {depths([depth])} from "
+        f"{interval(rows['original'], 'agreement')} to {interval(rows['tuned'], 'agreement')}**; heads on the frozen "
+        f"model have {interval(rows['our heads'], 'agreement')}."
+    )
+    fixed = table.dropna(subset=["tokens_per_pass", "draft_length"])
+    best = fixed.loc[fixed.groupby("exits", sort=False).tokens_per_pass.idxmax()].to_dict("records")
+    named = {"original": "before", "tuned": "after", "our heads": "with heads"}
+    drafted = [
+        f"{row['tokens_per_pass']:.2f} {named[row['exits']]} ({row['depth']:.0f} x {row['draft_length']:.0f})"
+        for row in best
+    ]
+    if not drafted:
+        return said
+    return f"{said} Most tokens per pass of the full model, of which plain decoding has 1: {listed(drafted)}."
+
+
+def full_model_change(table: pd.DataFrame) -> str:
+    """What LayerSkip's training makes of the full model's perplexity and accuracy, and the same steps without it.
+
+    Args:
+        table: model ("original", "tuned", "plain"); in rows of text: text, ratio with its interval; in rows of a
+            benchmark: task, difference with its interval.
+    """
+    check_table(table, "model", "text", *with_interval("ratio"), "task", *with_interval("difference"))
+    texts, tasks = table.dropna(subset=["text", "ratio"]), table.dropna(subset=["task", "difference"])
+    tuned, plain = (texts[texts.model == model] for model in ("tuned", "plain"))
+    if tuned.empty:
+        return NOTHING
+    rows = tuned.to_dict("records")
+    worse = [placed(row, "ratio", 1) for row in rows]
+    verdict = "is worse" if min(worse) > 0 else "is better" if max(worse) < 0 else "is not certainly worse everywhere"
+    ratios = [f"{interval(row, 'ratio')} times the original's on {kind_of_text(row['text'])}" for row in rows[:1]]
+    ratios += [f"{interval(row, 'ratio')} on {kind_of_text(row['text'])}" for row in rows[1:]]
+    said = f"**Tuned by LayerSkip, the full model {verdict}**: its perplexity is {listed(ratios)}"
+    if len(plain):
+        said += f"; tuned as long without the recipe, {numbers(plain.ratio)} times"
+    changes = [
+        f"{interval(row, 'difference', '+.2f')} on {row['task']}"
+        for row in tasks[tasks.model == "tuned"].to_dict("records")
+    ]
+    return f"{said}. Accuracy changes by {listed(changes)}." if changes else f"{said}."
