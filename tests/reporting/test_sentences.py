@@ -105,54 +105,47 @@ def better_entropy(changed: pd.DataFrame) -> pd.DataFrame:
     return changed
 
 
-@pytest.mark.parametrize(
-    ("name", "plotted", "words"),
-    [
-        ("02_auroc", lambda: better_entropy(table("02_auroc")), ["best in all 12 cases", "metric holds here"]),
-        ("03_calibration", lambda: scaled("03_calibration", "achieved", 1.3), ["`empirical`, the paper's rule, falls short "
-            "of the exit agreement it promises in none of 12"]),
-        ("03_shift", lambda: table("03_shift").assign(missed_by=0), ["holds on other text"]),
-        ("03_violations", lambda: scaled("03_violations", "rate", 50), ["`risk` breaks its promise"]),
-        ("04_exits", lambda: scaled("04_exits", "speed_ratio", 3), ["more speed than skipped blocks promise"]),
-        ("04_speed", lambda: scaled("04_speed", "speed_ratio", 0.5), ["early exit is slower, at 0.58 [0.56, 0.68]"]),
-        ("05_acceptance", lambda: scaled("05_acceptance", "depth", -1), ["not always"]),
-        ("05_speed", lambda: scaled("05_speed", "acceptance_ratio", 2), ["in line with the paper's 1.66"]),
-        ("05_speed", lambda: scaled("05_speed", "acceptance_ratio", 3), ["more than the paper's 1.66"]),
-        ("05_speed", lambda: scaled("05_speed", "speed_ratio", 0.5), ["DSSD is slower, at 0.52 [0.46, 0.55]"]),
-        ("05_curve_full", lambda: scaled("05_curve_full", "relative_speed", 0.5), ["is not reached"]),
-        ("05_predicted", lambda: table("05_predicted").assign(error=0.5), ["for none of 12 policies"]),
-        ("06_tokens", lambda: scaled("06_tokens", "agreement", 0.5, lambda t: t.tokens == t.tokens.max()), ["no longer"]),
-        ("07_attacks", lambda: table("07_attacks").assign(equal=0.75), ["In 25% of the texts, an attack changes"]),
-        ("07_monitor", lambda: scaled("07_monitor", "share_of_runs", 0.4), ["fewer than half have one on prose and tech"]),
-        ("08_cost", lambda: scaled("08_cost", "ratio", 0.5), ["full model is better"]),
-        ("08_exits", lambda: scaled("08_exits", "agreement", 0.5, lambda t: t.exits == "tuned"), ["lowers"]),
-        ("09_baselines", lambda: scaled("09_baselines", "speed_ratio", 0.5), ["none of 10 are", "is slower"]),
-        ("10_claims", lambda: scaled("10_claims", "speed_ratio", 2), ["the claimed 1.5 is within reach at 0.7, 0.8 and"]),
-    ],
-)  # fmt: skip
+def of_last_training(changed: pd.DataFrame) -> pd.Series:
+    return changed.tokens == changed.tokens.max()
+
+
+OUTCOMES = [
+    ("02_auroc", better_entropy(table("02_auroc")), "best in all 12 cases"),
+    ("02_auroc", better_entropy(table("02_auroc")), "metric holds here"),
+    ("03_calibration", scaled("03_calibration", "achieved", 1.3), "the exit agreement it promises in none of 12"),
+    ("03_shift", table("03_shift").assign(missed_by=0), "holds on other text"),
+    ("03_violations", scaled("03_violations", "rate", 50), "`risk` breaks its promise"),
+    ("04_exits", scaled("04_exits", "speed_ratio", 3), "more speed than skipped blocks promise"),
+    ("04_speed", scaled("04_speed", "speed_ratio", 0.5), "early exit is slower, at 0.58 [0.56, 0.68]"),
+    ("05_acceptance", scaled("05_acceptance", "depth", -1), "not always"),
+    ("05_speed", scaled("05_speed", "acceptance_ratio", 2), "in line with the paper's 1.66"),
+    ("05_speed", scaled("05_speed", "acceptance_ratio", 3), "more than the paper's 1.66"),
+    ("05_speed", scaled("05_speed", "speed_ratio", 0.5), "DSSD is slower, at 0.52 [0.46, 0.55]"),
+    ("05_curve_full", scaled("05_curve_full", "relative_speed", 0.5), "is not reached"),
+    ("05_predicted", table("05_predicted").assign(error=0.5), "for none of 12 policies"),
+    ("06_tokens", scaled("06_tokens", "agreement", 0.5, of_last_training), "no longer helps"),
+    ("07_attacks", table("07_attacks").assign(equal=0.75), "In 25% of the texts, an attack changes"),
+    ("07_monitor", scaled("07_monitor", "share_of_runs", 0.4), "fewer than half have one on prose and technical text"),
+    ("08_cost", scaled("08_cost", "ratio", 0.5), "full model is better"),
+    ("08_exits", scaled("08_exits", "agreement", 0.5, lambda t: t.exits == "tuned"), "training lowers"),
+    ("09_baselines", scaled("09_baselines", "speed_ratio", 0.5), "is slower"),
+    ("10_claims", scaled("10_claims", "speed_ratio", 2), "the claimed 1.5 is within reach at 0.7, 0.8 and 0.95"),
+]
+
+
+@pytest.mark.parametrize(("name", "plotted", "words"), OUTCOMES)
 def test_another_outcome_is_said_in_other_words(name, plotted, words):
-    said = said_of(name, plotted())
-    assert all(word in said for word in words), said
+    assert words in said_of(name, plotted)
 
 
 def test_two_models():
     rows = [
-        {
-            "model": model,
-            "parameters": n,
-            "measure": measure,
-            "at": at,
-            "value": v,
-            "value_low": v - e,
-            "value_high": v + e,
-        }
+        {"model": model, "parameters": n, "measure": of, "at": at, "value": v, "value_low": v - e, "value_high": v + e}
         for model, n, v in (("large", 10**9, 0.6), ("small", 10**8, 0.4))
-        for measure, at, e in (("agreement", "0.25", 0.01), ("blocks saved", "0.9", np.nan), ("speed", "DSSD", 0.3))
+        for of, at, e in (("agreement", "0.25", 0.01), ("blocks saved", "0.9", np.nan), ("speed", "DSSD", 0.3))
     ]
     said = reporting.agreement_and_speed(pd.DataFrame(rows))
-    assert said.startswith(
-        "**Against small, large agrees more at 1 of 1 depths and less at none, saves more blocks at 1 of 1"
-    )
+    assert said.startswith("**Against small, large agrees more at 1 of 1 depths and less at none, saves more blocks")
     assert "gains more speed at none of 1 comparisons" in said
     assert "Only small" in reporting.agreement_and_speed(pd.DataFrame(rows[3:]))
 
@@ -160,14 +153,10 @@ def test_two_models():
 def test_held_out_agreement_and_looked_up_tokens_are_said_where_they_are_there():
     said = reporting.training_curves(table("01_training").assign(held_out_agreement=0.25))
     assert said.endswith("on held-out text, on 25%, 25%, 25% and 25% at depths 6, 12, 18 and 24.")
-    said = reporting.settled_shares(pd.DataFrame({"depth": [0, 2, 30], "share_of_tokens": [0.2, 0.5, 0.3]}))
-    assert (
-        said
-        == "**Heads settle 50% of the tokens and lookup in the text 20%**: 50% at depth 2. The full model settles 30%."
-    )
-    assert "none of the tokens**" in reporting.settled_shares(
-        pd.DataFrame({"depth": [2, 30], "share_of_tokens": [0, 1.0]})
-    )
+    shares = pd.DataFrame({"depth": [0, 2, 30], "share_of_tokens": [0.2, 0.5, 0.3]})
+    said = reporting.settled_shares(shares)
+    assert said.startswith("**Heads settle 50% of the tokens and lookup in the text 20%**: 50% at depth 2. ")
+    assert "none of the tokens**" in reporting.settled_shares(shares.assign(share_of_tokens=[0, 0, 1.0])[1:])
 
 
 @pytest.mark.parametrize("name", sorted(gallery.SENTENCES))
