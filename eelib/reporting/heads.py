@@ -50,7 +50,8 @@ def training_curves(table: pd.DataFrame) -> str:
     change = "up from" if (last > first).all() else "from"
     said = (
         f"**After {table.tokens.max():,.0f} training tokens, heads after {numbers(last.index, 'g')} blocks agree with "
-        f"the model on {numbers(last, '.0%')} of the tokens**, {change} {numbers(first, '.0%')} in the first steps"
+        f"the model on {numbers(last, '.0%')} of the training text**, {change} {numbers(first, '.0%')} in the first "
+        "steps"
     )
     if "held_out_agreement" in table and table.held_out_agreement.notna().any():
         held_out = table.dropna(subset="held_out_agreement").groupby("depth").held_out_agreement.last()
@@ -75,7 +76,9 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
     if whole.empty:
         return NOTHING
     best = whole.loc[whole.groupby("depth").agreement.idxmax()].set_index("depth")
-    said = f"**Over the whole vocabulary {holders(best.kind)} agrees most** ({at_depths(best.agreement)})."
+    said = (
+        f"**Over the whole vocabulary, agreement is highest with {holders(best.kind)}** ({at_depths(best.agreement)})."
+    )
     kind = best.kind.mode().iloc[0]
     part = table[(table.kind == kind) & (table.drafted.astype(str) != "all")]
     part = part.assign(size=part.drafted.astype(float))
@@ -85,9 +88,10 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
     if change.empty:
         return said
     less, more = (of.cost_in_blocks.mean() for of in (part, own))
+    changes = numbers(change, "+.3f") if len(change) == len(best) else at_depths(change, "+.3f")
     return (
         f"{said} Drafting {part['size'].iloc[0]:,.0f} tokens only, `{kind}` heads read the weights of {less:.1f} "
-        f"blocks a draft instead of {more:.1f}, and agreement changes by {at_depths(change, '+.3f')}."
+        f"blocks a draft instead of {more:.1f}, and agreement changes by {changes}."
     )
 
 
@@ -107,7 +111,7 @@ def agreement_against_tokens(table: pd.DataFrame) -> str:
     (deepest,) = table[(table.tokens == most) & (table.depth == by_tokens.index.max())].to_dict("records")
     return (
         f"**More text {helps}**: from {fewer:,.0f} to {most:,.0f} training tokens, agreement changes by "
-        f"{at_depths(gain, '+.3f')}, at the last to {interval(deepest, 'agreement')}."
+        f"{at_depths(gain, '+.3f')}, in the end {interval(deepest, 'agreement')} at the deepest."
     )
 
 
@@ -127,7 +131,7 @@ def exits_by_depth(table: pd.DataFrame) -> str:
     if "original" not in rows or "tuned" not in rows:
         return NOTHING
     change = rows["tuned"]["agreement"] - rows["original"]["agreement"]
-    verb = "raises" if change > 0 else "lowers" if change < 0 else "leaves"
+    verb = "raises" if change > 0 else "lowers" if change < 0 else "moves"
     said = (
         f"**LayerSkip's training {verb} the logit lens's agreement at {depths([depth])} from "
         f"{interval(rows['original'], 'agreement')} to {interval(rows['tuned'], 'agreement')}**; heads on the frozen "
@@ -136,10 +140,10 @@ def exits_by_depth(table: pd.DataFrame) -> str:
     fixed = table.dropna(subset=["tokens_per_pass", "draft_length"])
     best = fixed.loc[fixed.groupby("exits", sort=False).tokens_per_pass.idxmax()].to_dict("records")
     named = {"original": "before", "tuned": "after", "our heads": "with heads"}
-    drafted = [
-        f"{row['tokens_per_pass']:.2f} {named[row['exits']]} ({row['depth']:.0f} x {row['draft_length']:.0f})"
-        for row in best
-    ]
+    drafted = []
+    for row in best:
+        setting = f"depth {row['depth']:.0f}, {row['draft_length']:.0f} drafts"
+        drafted.append(f"{row['tokens_per_pass']:.2f} {named.get(row['exits'], row['exits'])} ({setting})")
     if not drafted:
         return said
     return f"{said} Most tokens per pass of the full model, of which plain decoding has 1: {listed(drafted)}."

@@ -5,7 +5,17 @@ import pandas as pd
 
 from eelib.confidence.separation import judge_reference
 from eelib.plotting.style import check_table, with_interval
-from eelib.reporting.wording import NOTHING, depths, holders, interval, kind_of_text, listed, of_all, placed
+from eelib.reporting.wording import (
+    NOTHING,
+    depths,
+    holders,
+    interval,
+    kind_of_text,
+    listed,
+    numbers,
+    of_all,
+    placed,
+)
 
 OVERLAP = 0.1
 """Share of their area from which two densities are said to overlap."""
@@ -151,7 +161,11 @@ def promised_against_achieved(table: pd.DataFrame) -> str:
             continue
         worst = part[part.method == part.method.iloc[0]].assign(gap=lambda t: t.epsilon - t.achieved)
         worst = worst.loc[worst.gap.idxmax()]
-        lowest = f" ({interval(worst, 'achieved')} for {worst.epsilon:g} by `{worst.metric}`)" if worst.short else ""
+        lowest = (
+            f" (at worst {interval(worst, 'achieved')} for {worst.epsilon:g}, by `{worst.metric}`)"
+            if worst.short
+            else ""
+        )
         paper = ", the paper's rule," if worst.method == "empirical" else ""
         said = f"**`{worst.method}`{paper} falls short of the {name} it promises in {counts[0][1]} settings**{lowest}"
         sentences.append(f"{listed([said, *others])}.")
@@ -175,8 +189,8 @@ def violations(table: pd.DataFrame) -> str:
         what = "synthetic data sets" if text == "synthetic" else f"splits of the {text}"
         rates, of = [interval(row, "rate", ".1%") for row in worst], f"{worst[0]['trials']:,} {what}"
         if phrases:
-            named = [f"`{row['method']}` {rate}" for row, rate in zip(worst, rates, strict=True)]
-            phrases.append(f"of {of} {listed(named)}")
+            named = [f"`{row['method']}` in {rate}" for row, rate in zip(worst, rates, strict=True)]
+            phrases.append(f"of {of}, {listed(named)}")
             continue
         kept = ("keeps its promise", "may or may not keep its promise", "breaks its promise")
         verdict = kept[placed(worst[0], "rate", delta) + 1] if worst[0]["method"] == "risk" else "promises no rate"
@@ -204,14 +218,14 @@ def shifted_agreement(table: pd.DataFrame) -> str:
         "does not always hold on other text"
     )  # fmt: skip
     for method, part in told.groupby("method", sort=False):
-        rows, named = part.to_dict("records"), not phrases or list(part.used_on) != list(told.used_on.unique())
-        found = [
-            interval(row, "achieved") + (f" on {kind_of_text(row['used_on'])}" if named else "")
-            for row in rows
-        ]  # fmt: skip
+        named = not phrases or list(part.used_on) != list(told.used_on.unique())
+        found = []
+        for row in part.to_dict("records"):
+            where = "that kind" if row["used_on"] == own else kind_of_text(row["used_on"])
+            found.append(interval(row, "achieved") + f" on {where}" * named)
         phrases.append(f"`{method}` {'achieves ' * (not phrases)}{listed(found)}")
-    aim = f", where {promised.iloc[0]:g} is promised," if len(promised) else ""
-    return f"**A calibration on {kind_of_text(own)} {verdict}**:{aim} {'; '.join(phrases)}."
+    aim = f"of a promised {promised.iloc[0]:g}, " if len(promised) else ""
+    return f"**A calibration on {kind_of_text(own)} {verdict}**: {aim}{'; '.join(phrases)}."
 
 
 def alarms_over_time(table: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from eelib.reporting.wording import (
     numbers,
     of_all,
     pace,
+    paragraph,
     placed,
     spoken,
 )
@@ -56,7 +57,8 @@ def _accuracy_against_speed(early: pd.DataFrame) -> str:
     phrases, changes = [], []
     for epsilon in told:
         row = early[early.epsilon == epsilon].iloc[0]
-        same = "" if pd.isna(row.token_agreement) else f" ({row.token_agreement:.0%} of its tokens are the model's own)"
+        own = "" if phrases else " of its tokens the model's own"
+        same = "" if pd.isna(row.token_agreement) else f" ({row.token_agreement:.0%}{own})"
         phrases.append(f"{pace(row)} at ε = {epsilon:g}{same}")
     for task, part in (
         early[early.epsilon.isin(told)].sort_values("epsilon", ascending=False).groupby("task", sort=False)
@@ -125,7 +127,8 @@ def acceptance_by_exit(table: pd.DataFrame) -> str:
         ends = part[part.draft_length == part.draft_length.min()].sort_values("depth").iloc[[0, -1]]
         longest = part[part.depth == ends.depth.iloc[1]].sort_values("draft_length").iloc[-1]
         rises.append(ends.acceptance_rate.is_monotonic_increasing)
-        more = f" ({longest.acceptance_rate:.2f} with {longest.draft_length:.0f})" * (longest.draft_length > n)
+        longer = longest.draft_length > ends.draft_length.iloc[1]
+        more = f" ({longest.acceptance_rate:.2f} with {longest.draft_length:.0f})" if longer else ""
         rates = " to ".join(f"{row.acceptance_rate:.2f} at depth {row.depth:g}" for row in ends.itertuples())
         phrases.append(f"for {spoken(kind)} from {rates}{more}")
     verdict = "accepted more often" if all(rises) else "not always accepted more often"
@@ -146,17 +149,17 @@ def tuned_speed(table: pd.DataFrame) -> str:
     ways = rows.drop(index=["plain", "transformers"], errors="ignore")
     if ways.empty:
         return NOTHING
-    said, told = "", ["DSSD"] if "DSSD" in ways.index else []
+    said, told = [], ["DSSD"] if "DSSD" in ways.index else []
     if len(rivals):
         rival = rivals.loc["LayerSkip, our heads"] if "LayerSkip, our heads" in rivals.index else rivals.iloc[0]
         told.append(rival.decoder)
         paper = ("not", "in line with", "more than")[placed(rival, "acceptance_ratio", PAPERS_RATIO) + 1]
         ratio = f"{interval(rival, 'acceptance_ratio')} times that of {spoken(rival.decoder)}"
-        said = f"**DSSD's acceptance is {ratio}, {paper} the paper's {PAPERS_RATIO}.** "
+        said = [f"**DSSD's acceptance is {ratio}, {paper} the paper's {PAPERS_RATIO}.**"]
     quickest = ways.loc[ways.speed_ratio.idxmax()]
     speeds = [f"{spoken(name)} is {pace(ways.loc[name])}" for name in told if name != quickest.decoder]
     speeds.append(f"the quickest, {spoken(quickest.decoder)}, is {pace(quickest)}")
-    return f"{said}Beside plain decoding, {listed(speeds)}."
+    return paragraph([*said, f"Beside plain decoding, {listed(speeds)}."])
 
 
 def acceptance_curve(table: pd.DataFrame) -> str:
@@ -180,7 +183,7 @@ def acceptance_curve(table: pd.DataFrame) -> str:
     )
     if strictest.epsilon > chosen.epsilon:
         said += (
-            f"; at ε = {strictest.epsilon:g} {interval(strictest, 'acceptance_ratio')} at "
+            f"; at ε = {strictest.epsilon:g} it has {interval(strictest, 'acceptance_ratio')} at "
             f"{interval(strictest, 'relative_speed')}, with {strictest.drafts_per_token:.2f} drafts per token in place "
             f"of {chosen.drafts_per_token:.2f}"
         )
@@ -224,7 +227,7 @@ def speed_under_attack(table: pd.DataFrame) -> str:
             name = mode.removeprefix("lossless, ").replace("no ", "without ") if mode != "lossless" else ""
             slowest.append(f"{interval(part.loc[part.speed_ratio.idxmin()], 'speed_ratio')} {name}".strip())
         sentences.append(
-            f"**{verdict} what lossless decoding says**; its speed beside plain decoding is {listed(slowest)} at worst."
+            f"**{verdict} what lossless decoding says**; at worst it has {listed(slowest)} of plain decoding's speed."
         )
     early = table[table["mode"] == "early exit"].dropna(subset="agreement")
     files = early[early.prompts == "ordinary"].groupby("file", sort=False).agreement.first()
@@ -235,12 +238,12 @@ def speed_under_attack(table: pd.DataFrame) -> str:
     ):
         worst = values.drop(fair, errors="ignore")
         if fair in values and len(worst):
-            left.append(f"{worst.min():.0%} under {attacked} ({values[fair]:.0%} under {fair} ones)")
+            left.append(f"{worst.min():.0%} with {attacked} ({fair}: {values[fair]:.0%})")
     if left:
         sentences.append(
             f"Of early exit's tokens, the share that the model itself would have chosen is {listed(left)}."
         )
-    return " ".join(sentences) if sentences else NOTHING
+    return paragraph(sentences)
 
 
 def baselines(table: pd.DataFrame) -> str:
@@ -255,7 +258,7 @@ def baselines(table: pd.DataFrame) -> str:
     final = table[~table.lossless.astype(bool)].dropna(subset="token_agreement")
     sentences = []
     if len(kept):
-        faster = sum(placed(row, "speed_ratio", 1) > 0 for row in kept.to_dict("records"))
+        faster = int(((kept.speed_ratio_low > 1) & (kept.speed_ratio_high > kept.speed_ratio_low)).sum())
         first, last = kept.loc[kept.speed_ratio.idxmax()], kept.loc[kept.speed_ratio.idxmin()]
         sentences.append(
             f"**Of the ways that keep the output, {of_all(faster, len(kept))} are certainly faster than plain "
@@ -265,10 +268,10 @@ def baselines(table: pd.DataFrame) -> str:
     if len(final):
         best = final.loc[final.speed_ratio.idxmax()]
         sentences.append(
-            f"Of those whose exits are final, {spoken(best.decoder)} is the quickest, {pace(best)}, with "
-            f"{best.token_agreement:.0%} of its tokens the model's own choice."
+            f"Where exits are final, {spoken(best.decoder)} is the quickest, {pace(best)}, with "
+            f"{best.token_agreement:.0%} of its tokens the model's own."
         )
-    return " ".join(sentences) if sentences else NOTHING
+    return paragraph(sentences)
 
 
 def speed_against_agreement(table: pd.DataFrame) -> str:
@@ -290,9 +293,10 @@ def speed_against_agreement(table: pd.DataFrame) -> str:
     off = [spoken(name) for name in table.method.unique() if name not in set(front.method)]
     if not off:
         return f"**Every method has a place on the front of speed and agreement**, which {where}."
+    have = "have" if len(off) > 1 else "has"
     return (
-        f"**{capitalised(listed(off))} {'have' if len(off) > 1 else 'has'} no place on the front of speed and "
-        f"agreement**, which {where}: another way is no slower and agrees no less."
+        f"**{capitalised(listed(off))} {have} no place on the front of speed and agreement**: for each such setting "
+        f"another is no slower and agrees no less. The front {where}."
     )
 
 
@@ -309,7 +313,11 @@ def popular_claims(table: pd.DataFrame) -> str:
         return NOTHING
     least, most = CLAIMED_SPEEDS
     reach = [f"{row['threshold']:g}" for row in rows if placed(row, "speed_ratio", least) >= 0]
-    verdict = f"the claimed {least:g} is within reach at {listed(reach)}" if reach else f"not {least:g} to {most:g}"
+    verdict = (
+        f"the claimed {least:g} is within reach at {listed(reach)}"
+        if reach
+        else f"not the claimed {least:g} to {most:g}"
+    )
     speeds = [f"{interval(row, 'speed_ratio')} at {row['threshold']:g}" for row in rows]
     slower = [f"{row['threshold']:g}" for row in rows if row["speed_ratio"] < 1]
     said = f"**Thresholds on max_prob give {listed(speeds)} times plain decoding's speed, {verdict}**"

@@ -15,15 +15,21 @@ def listed(parts: Iterable[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
+def paragraph(sentences: Iterable[str]) -> str:
+    """Sentences as one paragraph, the first in bold where nothing in it is."""
+    first, *others = list(sentences) or [NOTHING]
+    return " ".join([first if "**" in first else f"**{first}**", *others])
+
+
 def capitalised(text: str) -> str:
     """The text with a capital letter first, the rest as it is."""
     return text[:1].upper() + text[1:]
 
 
 def interval(row: Mapping[str, float], name: str, form: str = ".2f") -> str:
-    """A value with its interval, "0.55 [0.50, 0.61]", or alone where there is none."""
-    bounds = [row.get(f"{name}{end}") for end in ("_low", "_high")]
-    return f"{row[name]:{form}}" if any(map(pd.isna, bounds)) else format_interval(row, name, form)
+    """A value with its interval, "0.55 [0.50, 0.61]", or alone where there is none, or none that is wider than it."""
+    low, high = (row.get(f"{name}{end}") for end in ("_low", "_high"))
+    return f"{row[name]:{form}}" if pd.isna(low) or pd.isna(high) or low == high else format_interval(row, name, form)
 
 
 def placed(row: Mapping[str, float], name: str, bound: float) -> int:
@@ -45,7 +51,7 @@ def numbers(values: Iterable[float], form: str = ".2f", last: str = "and") -> st
 def depths(of: Iterable[float], last: str = "and") -> str:
     """Named depths: "depth 6", "depths 6 and 12"."""
     named = list(of)
-    return f"depth{'s' * (len(named) > 1)} {numbers(named, 'g', last)}"
+    return f"depth{'s' * (len(named) > 1 and last == 'and')} {numbers(named, 'g', last)}"
 
 
 def at_depths(values: pd.Series, form: str = ".2f") -> str:
@@ -72,9 +78,15 @@ def nearest(values: Iterable[float], wanted: float) -> float:
 
 def spoken(decoder: str) -> str:
     """A decoder's name without commas, so that it can stand in an enumeration."""
-    for written, said in ((", our heads", " with the same heads"), (", logit lens", " by the logit lens")):
+    for written, said in (
+        ("transformers: ", "transformers' "),
+        (", our heads", " with the same heads"),
+        (", logit lens", " by the logit lens"),
+        (", ε = ", " at ε = "),
+        (", ", " "),
+    ):
         decoder = decoder.replace(written, said)
-    return decoder.replace(", ε = ", " at ε = ").replace(", ", " ")
+    return decoder
 
 
 def kind_of_text(name: str) -> str:
