@@ -77,8 +77,11 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
         return NOTHING
     best = whole.loc[whole.groupby("depth").agreement.idxmax()].set_index("depth")
     said = (
-        f"**Over the whole vocabulary, agreement is highest with {holders(best.kind)}** ({at_depths(best.agreement)})."
+        f"**Over the whole vocabulary, agreement is highest with {holders(best.kind)}** ({at_depths(best.agreement)})"
     )
+    worst = whole.loc[whole.groupby("depth").agreement.idxmin()].set_index("depth")
+    if whole.kind.nunique() > 1:
+        said += f", lowest with {holders(worst.kind)} ({numbers(worst.agreement)})"
     kind = best.kind.mode().iloc[0]
     part = table[(table.kind == kind) & (table.drafted.astype(str) != "all")]
     part = part.assign(size=part.drafted.astype(float))
@@ -86,11 +89,11 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
     own = whole[whole.kind == kind].set_index("depth")
     change = (part.agreement - own.agreement).dropna()
     if change.empty:
-        return said
+        return f"{said}."
     less, more = (of.cost_in_blocks.mean() for of in (part, own))
     changes = numbers(change, "+.3f") if len(change) == len(best) else at_depths(change, "+.3f")
     return (
-        f"{said} Drafting {part['size'].iloc[0]:,.0f} tokens only, `{kind}` heads read the weights of {less:.1f} "
+        f"{said}. Drafting {part['size'].iloc[0]:,.0f} tokens only, `{kind}` heads read the weights of {less:.1f} "
         f"blocks a draft instead of {more:.1f}, and agreement changes by {changes}."
     )
 

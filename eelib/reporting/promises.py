@@ -187,7 +187,7 @@ def violations(table: pd.DataFrame) -> str:
         worst = part.loc[part.groupby("method", sort=False).rate.idxmax()].to_dict("records")
         worst = sorted(worst, key=lambda row: row["method"] != "risk")  # the one that promises δ first
         what = "synthetic data sets" if text == "synthetic" else f"splits of the {text}"
-        rates, of = [interval(row, "rate", ".1%") for row in worst], f"{worst[0]['trials']:,} {what}"
+        rates, of = [interval(row, "rate", ".1%") for row in worst], f"{worst[0]['trials']:,.0f} {what}"
         if phrases:
             named = [f"`{row['method']}` in {rate}" for row, rate in zip(worst, rates, strict=True)]
             phrases.append(f"of {of}, {listed(named)}")
