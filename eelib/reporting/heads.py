@@ -114,7 +114,7 @@ def agreement_against_tokens(table: pd.DataFrame) -> str:
     (deepest,) = table[(table.tokens == most) & (table.depth == by_tokens.index.max())].to_dict("records")
     return (
         f"**More text {helps}**: from {fewer:,.0f} to {most:,.0f} training tokens, agreement changes by "
-        f"{at_depths(gain, '+.3f')}, in the end {interval(deepest, 'agreement')} at the deepest."
+        f"{at_depths(gain, '+.3f')}; at {depths([deepest['depth']])} it is then {interval(deepest, 'agreement')}."
     )
 
 

@@ -107,8 +107,8 @@ def anytime_quality(table: pd.DataFrame) -> str:
         ]
         phrases.append(f"on {task} by {listed(moved)}")
     return (
-        f"**If all tokens left at {depths(agreement.index, 'or')}, {numbers(agreement, '.0%', 'or')} would be the "
-        f"model's own choice.** Accuracy would move {'; '.join(phrases)}."
+        f"**{numbers(agreement, '.0%', 'or')} of the tokens would be the model's own choice if all left at "
+        f"{depths(agreement.index, 'or')}.** Accuracy would move {'; '.join(phrases)}."
     )
 
 
@@ -132,7 +132,7 @@ def acceptance_by_exit(table: pd.DataFrame) -> str:
         rates = " to ".join(f"{row.acceptance_rate:.2f} at depth {row.depth:g}" for row in ends.itertuples())
         phrases.append(f"for {spoken(kind)} from {rates}{more}")
     verdict = "accepted more often" if all(rises) else "not always accepted more often"
-    drafts = f"{n:.0f} draft{'s' * (n > 1)}"
+    drafts = "one draft" if n == 1 else f"{n:.0f} drafts"
     return f"**Drafts from deeper exits are {verdict}.** With {drafts} a round, acceptance goes {listed(phrases)}."
 
 
@@ -225,10 +225,9 @@ def speed_under_attack(table: pd.DataFrame) -> str:
         slowest = []
         for mode, part in lossless.groupby("mode", sort=False):
             name = mode.removeprefix("lossless, ").replace("no ", "without ") if mode != "lossless" else ""
-            slowest.append(f"{interval(part.loc[part.speed_ratio.idxmin()], 'speed_ratio')} {name}".strip())
-        sentences.append(
-            f"**{verdict} what lossless decoding says**; at worst it has {listed(slowest)} of plain decoding's speed."
-        )
+            worst = interval(part.loc[part.speed_ratio.idxmin()], "speed_ratio")
+            slowest.append(f"{name} {worst}" if slowest else f"{worst} of plain decoding's speed {name}".strip())
+        sentences.append(f"**{verdict} what lossless decoding says**; at worst it has {', '.join(slowest)}.")
     early = table[table["mode"] == "early exit"].dropna(subset="agreement")
     files = early[early.prompts == "ordinary"].groupby("file", sort=False).agreement.first()
     prompts = early[early.file == "honest"].groupby("prompts", sort=False).agreement.last()
@@ -293,10 +292,10 @@ def speed_against_agreement(table: pd.DataFrame) -> str:
     off = [spoken(name) for name in table.method.unique() if name not in set(front.method)]
     if not off:
         return f"**Every method has a place on the front of speed and agreement**, which {where}."
-    have = "have" if len(off) > 1 else "has"
+    have, their = ("have", "their") if len(off) > 1 else ("has", "its")
     return (
-        f"**{capitalised(listed(off))} {have} no place on the front of speed and agreement**: for each such setting "
-        f"another is no slower and agrees no less. The front {where}."
+        f"**{capitalised(listed(off))} {have} no place on the front of speed and agreement**: for each of {their} "
+        f"settings another is no slower and agrees no less. The front {where}."
     )
 
 
