@@ -33,7 +33,8 @@ def provenance() -> str:
     """Day (UTC), machine, and commit of the git checkout that is worked in, in one line."""
     about = machine()
     device = about["processor"] if about["accelerator"] == "none" else f"{about['accelerator']}, {about['processor']}"
-    parts = [f"{datetime.now(UTC):%Y-%m-%d}", f"{device}, {about['threads']} threads"]
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}", f"{device}, {threads}"]
     return " · ".join(parts + ([f"commit {_commit()}"] if _commit() else []))
 
 

@@ -47,12 +47,12 @@ def training_curves(table: pd.DataFrame) -> str:
     if table.empty:
         return NOTHING
     first, last = (end.set_index("depth").agreement.sort_index() for end in _ends(table))
-    change = "up from" if (last > first).all() else "from"
     said = (
         f"**After {table.tokens.max():,.0f} training tokens, heads after {numbers(last.index, 'g')} blocks agree with "
-        f"the model on {numbers(last, '.0%')} of the training text**, {change} {numbers(first, '.0%')} in the first "
-        "steps"
+        f"the model on {numbers(last, '.0%')} of the training text**"
     )
+    if table.tokens.nunique() > 1:
+        said += f", {'up from' if (last > first).all() else 'from'} {numbers(first, '.0%')} in the first steps"
     if "held_out_agreement" in table and table.held_out_agreement.notna().any():
         held_out = table.dropna(subset="held_out_agreement").groupby("depth").held_out_agreement.last()
         said += f"; on held-out text, on {at_depths(held_out, '.0%')}"

@@ -157,7 +157,7 @@ def promised_against_achieved(table: pd.DataFrame) -> str:
         others = [f"{method} in {n}" + f" ({k} more let nothing exit)" * (k > 0) for method, n, k in counts[1:]]
         if sentences:
             phrases = [f"{counts[0][0]} in {counts[0][1]}", *others]
-            sentences.append(f"For {name} {'it is ' + listed(phrases) if part.short.any() else 'none falls short'}.")
+            sentences.append(f"For {name}{': ' + listed(phrases) if part.short.any() else ' none falls short'}.")
             continue
         worst = part[part.method == part.method.iloc[0]].assign(gap=lambda t: t.epsilon - t.achieved)
         worst = worst.loc[worst.gap.idxmax()]
