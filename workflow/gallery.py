@@ -80,7 +80,8 @@ def retell(folder: str | Path) -> None:
 def assemble(folder: str | Path) -> Path:
     """Writes a folder's README.md: every figure that has a note, a section a notebook. Returns its path."""
     folder = expanded(folder)
-    lines = [f"# {folder.name}", "", "Written by `python -m workflow.gallery` from the files of this folder.", ""]
+    about = "What each figure shows is said by code, from its table; intervals are 95%."
+    lines = [f"# {folder.name}", "", f"{about} (Written by `python -m workflow.gallery`.)", ""]
     for number, notes in groupby(_notes(folder), key=lambda note: note.name[:2]):
         notebook = next(iter(sorted((PROJECT / "notebooks").glob(f"{number}_*.ipynb"))), None)
         if notebook:

@@ -130,7 +130,7 @@ def acceptance_by_exit(table: pd.DataFrame) -> str:
         longer = longest.draft_length > ends.draft_length.iloc[1]
         more = f" ({longest.acceptance_rate:.2f} with {longest.draft_length:.0f})" if longer else ""
         rates = " to ".join(f"{row.acceptance_rate:.2f} at depth {row.depth:g}" for row in ends.itertuples())
-        phrases.append(f"for {spoken(kind)} from {rates}{more}")
+        phrases.append(f"from {rates} for {spoken(kind)}{more}")
     verdict = "accepted more often" if all(rises) else "not always accepted more often"
     drafts = "one draft" if n == 1 else f"{n:.0f} drafts"
     return f"**Drafts from deeper exits are {verdict}.** With {drafts} a round, acceptance goes {listed(phrases)}."
