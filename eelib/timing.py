@@ -1,4 +1,4 @@
-"""Timing that can be trusted: warm-up, interleaved repeats, and beside the numbers where they come from."""
+"""Timing that can be trusted: warm-up, interleaved repeats, provenance."""
 
 import ctypes
 import gc
@@ -30,7 +30,7 @@ def machine() -> dict[str, str | int]:
 
 
 def provenance() -> str:
-    """Day (UTC), machine, and commit of the git checkout that is worked in, in one line."""
+    """Day (UTC), machine and commit of the git checkout, in one line."""
     about = machine()
     device = about["processor"] if about["accelerator"] == "none" else f"{about['accelerator']}, {about['processor']}"
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
@@ -40,7 +40,7 @@ def provenance() -> str:
 
 @cache
 def _commit() -> str:
-    """Short hash of the commit that is checked out in the working folder; empty where there is none, or no git."""
+    """Short hash of the working folder's commit; empty without one."""
     try:
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

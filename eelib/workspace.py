@@ -1,4 +1,4 @@
-"""Where artefacts lie, and how they are written: whole, or not at all."""
+"""Where artefacts lie, and writing them whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def write_note(path: str | Path, sentence: str, provenance: str) -> None:
-    """Writes what a result shows and where it comes from, as two paragraphs of Markdown."""
+    """Writes what a result shows and where it comes from, in Markdown."""
     with atomic_write(path) as temporary:
         temporary.write_text(f"{sentence}\n\n<sub>{provenance}</sub>\n", encoding="utf-8")
 

@@ -1,7 +1,8 @@
-"""The gallery: a folder of figures as one page, with what each shows, and links to its notebook and its numbers.
+"""The gallery: a folder of figures as one page.
 
-`python -m workflow.gallery figures/MODEL ...` writes README.md into each folder, as the batch does at its end; with
-`--retell` it first writes the sentences anew from the CSV files, and leaves where the numbers come from as it is.
+`python -m workflow.gallery figures/MODEL ...` writes README.md into each folder, as the batch does at its end: each
+figure with what it shows, where it comes from, and links to its notebook and numbers. With `--retell` the sentences are
+first written anew from the CSV files.
 """
 
 import argparse
@@ -72,13 +73,13 @@ def sentence(table: str | Path) -> str:
 
 
 def retell(folder: str | Path) -> None:
-    """Writes the sentences of a folder's notes anew from the tables beside them; their provenance stays."""
+    """Writes a folder's sentences anew from its tables; provenance stays."""
     for note in _notes(folder):
         write_note(note, sentence(note.with_suffix(".csv")), read_note(note)[1])
 
 
 def assemble(folder: str | Path) -> Path:
-    """Writes a folder's README.md: every figure that has a note, a section a notebook. Returns its path."""
+    """Writes a folder's README.md, a section a notebook; returns its path."""
     folder = expanded(folder)
     about = "What each figure shows is said by code, from its table; intervals are 95%."
     lines = [f"# {folder.name}", "", f"{about} (Written by `python -m workflow.gallery`.)", ""]

@@ -1,4 +1,4 @@
-"""The look of every figure, and how it is saved: PDF, PNG, the CSV of what was plotted, and a note of what it shows."""
+"""The look of every figure, and saving it with its numbers in words."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def epsilon_style(epsilons: Sequence[float]) -> dict[float, dict]:
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame, sentence: str) -> None:
-    """Writes name.pdf, name.png, name.csv and name.md into `folder`, each whole or not at all.
+    """Writes name.pdf, .png, .csv and .md into `folder`, each whole.
 
     Args:
         plotted: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,

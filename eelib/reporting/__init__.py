@@ -1,7 +1,8 @@
-"""What the figures show, in words: functions from a figure's table to Markdown. Needs the extra `paper`.
+"""What the figures show, in words: a figure's table to Markdown.
 
-Each has the name of the function of `eelib.plotting` that draws the figure (of `depth_shares`, the name of its table:
-`settled_shares`), and takes the table that `save_figure` writes, in memory or read back from its CSV.
+Each function has the name of the one in `eelib.plotting` that draws the figure (for `depth_shares` that of its table,
+`settled_shares`), and takes the table that `save_figure` writes, in memory or read back from its CSV. Needs the extra
+`paper`.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Sentences about heads: what they learn, what they settle, and what LayerSkip's training does instead."""
+"""Sentences about heads, and about LayerSkip's training in their place."""
 
 import pandas as pd
 
@@ -37,7 +37,7 @@ def settled_shares(table: pd.DataFrame) -> str:
 
 
 def training_curves(table: pd.DataFrame) -> str:
-    """How far the heads agree with the model at the end of training, and at its beginning.
+    """Agreement of the heads at the end of training and its beginning.
 
     Args:
         table: tokens, depth, agreement; and held_out_agreement of each depth, where it was measured.
@@ -65,7 +65,7 @@ def _ends(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def agreement_against_cost(table: pd.DataFrame) -> str:
-    """Which kind of head agrees most, and what a smaller drafted vocabulary saves.
+    """Kind of head that agrees most, and savings by drafting fewer tokens.
 
     Args:
         table: kind, drafted ("all", or a number of tokens), depth, cost_in_blocks, agreement.
@@ -119,7 +119,9 @@ def agreement_against_tokens(table: pd.DataFrame) -> str:
 
 
 def exits_by_depth(table: pd.DataFrame) -> str:
-    """What LayerSkip's training gives the deepest exit that heads have, and what can be drafted afterwards.
+    """Agreement of a deep exit before and after LayerSkip's training.
+
+    Told at the depth of the deepest head, and with what can be drafted.
 
     Args:
         table: exits ("original", "tuned", "our heads"), depth; in rows of held-out text agreement with its interval; in
@@ -153,7 +155,7 @@ def exits_by_depth(table: pd.DataFrame) -> str:
 
 
 def full_model_change(table: pd.DataFrame) -> str:
-    """What LayerSkip's training makes of the full model's perplexity and accuracy, and the same steps without it.
+    """Perplexity and accuracy of the full model after LayerSkip's training.
 
     Args:
         table: model ("original", "tuned", "plain"); in rows of text: text, ratio with its interval; in rows of a

@@ -1,4 +1,4 @@
-"""Sentences about confidence: how well metrics separate, what thresholds promise, what becomes of it on other text."""
+"""Sentences about confidence: what metrics separate, and what thresholds promise."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ WRONG_PASS, COVERAGE = 0.1, 0.5
 
 
 def score_densities(table: pd.DataFrame) -> str:
-    """How much of their area the densities of right and of wrong tokens share, by the metric where it is least.
+    """Overlap of the densities of right and of wrong tokens.
 
     Args:
         table: depth, metric, agrees, score, density; and threshold (NaN where none keeps the promise).
@@ -53,7 +53,7 @@ def score_densities(table: pd.DataFrame) -> str:
 
 
 def roc_curves(table: pd.DataFrame) -> str:
-    """How many right tokens pass a threshold that a tenth of the wrong ones pass, by the best metric and the worst.
+    """Right tokens that pass where a tenth of the wrong ones do.
 
     Args:
         table: depth, metric, false_positive_rate, true_positive_rate.
@@ -73,7 +73,7 @@ def roc_curves(table: pd.DataFrame) -> str:
 
 
 def risk_coverage_curves(table: pd.DataFrame) -> str:
-    """How many exits are wrong where half of all tokens exit, by the best metric and the worst.
+    """Share of exits that are wrong where half of all tokens exit.
 
     Args:
         table: depth, metric, coverage, risk.
@@ -93,7 +93,7 @@ def risk_coverage_curves(table: pd.DataFrame) -> str:
 
 
 def _read_off(table: pd.DataFrame, x: str, y: str, at: float) -> pd.DataFrame:
-    """Values of the curves at one x, a row a depth and a column a metric; without depths that no curve reaches."""
+    """Values of the curves at one x, by depth and metric, where all reach it."""
     rows = {}
     for (depth, metric), part in table.dropna(subset=[x, y]).groupby(["depth", "metric"], sort=False):
         if part[x].min() <= at <= part[x].max():
@@ -103,7 +103,7 @@ def _read_off(table: pd.DataFrame, x: str, y: str, at: float) -> pd.DataFrame:
 
 
 def auroc_by_depth(table: pd.DataFrame) -> str:
-    """In how many cases the reference, entropy, separates right from wrong best, and by how much others are better.
+    """Cases in which the reference metric separates best, and others' lead.
 
     Args:
         table: of `compare_separation`.
@@ -137,7 +137,7 @@ def auroc_by_depth(table: pd.DataFrame) -> str:
 
 
 def promised_against_achieved(table: pd.DataFrame) -> str:
-    """In how many settings each method falls short of what it promises, and at what coverage.
+    """Settings in which each method falls short of what it promises.
 
     Args:
         table: of `achieved_table`.
@@ -173,7 +173,7 @@ def promised_against_achieved(table: pd.DataFrame) -> str:
 
 
 def violations(table: pd.DataFrame) -> str:
-    """How often each method misses its ε, at the worse of its targets, on each kind of text.
+    """Rate of missed ε of each method, at its worse target.
 
     Args:
         table: of `violation_rates`, and for each row its text.
@@ -201,7 +201,7 @@ def violations(table: pd.DataFrame) -> str:
 
 
 def shifted_agreement(table: pd.DataFrame) -> str:
-    """What thresholds calibrated on one kind of text, the first, achieve on that kind and on the others.
+    """Achieved agreement of one calibration, the first, on every kind of text.
 
     Args:
         table: of `shift_table`.
@@ -229,7 +229,7 @@ def shifted_agreement(table: pd.DataFrame) -> str:
 
 
 def alarms_over_time(table: pd.DataFrame) -> str:
-    """How often the monitor raises a false alarm, and how soon a true one.
+    """Rate of the monitor's false alarms, and delay of true ones.
 
     Args:
         table: text (the first without a shift), sequences, share_of_runs; and false_alarm, the share allowed.

@@ -1,4 +1,4 @@
-"""Sentences about decoding: accuracy, acceptance and speed, predicted and measured, of every way and every model."""
+"""Sentences about decoding: accuracy, acceptance and speed."""
 
 import pandas as pd
 
@@ -28,7 +28,7 @@ CLAIMED_SPEEDS = (1.5, 3)
 
 
 def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> str:
-    """What early exit costs in accuracy and saves in blocks, or in time.
+    """Accuracy lost by early exit, and blocks or time saved.
 
     Args:
         table: one row per task and setting: task, policy, epsilon, accuracy, accuracy_less_full with its interval, and
@@ -113,7 +113,7 @@ def anytime_quality(table: pd.DataFrame) -> str:
 
 
 def acceptance_by_exit(table: pd.DataFrame) -> str:
-    """How the acceptance of fixed exits depends on their depth and on the number of drafts.
+    """Acceptance of fixed exits by depth and number of drafts.
 
     Args:
         table: `Tuning.grid`; rows with a depth are told: kind, depth, draft_length, acceptance_rate.
@@ -137,7 +137,7 @@ def acceptance_by_exit(table: pd.DataFrame) -> str:
 
 
 def tuned_speed(table: pd.DataFrame) -> str:
-    """DSSD's acceptance over LayerSkip's beside the paper's ratio, their speeds, and the quickest of all.
+    """DSSD's acceptance over LayerSkip's, their speeds, and the quickest of all.
 
     Args:
         table: one row a decoder: decoder, speed_ratio with its interval; and in the rows of LayerSkip's
@@ -163,7 +163,7 @@ def tuned_speed(table: pd.DataFrame) -> str:
 
 
 def acceptance_curve(table: pd.DataFrame) -> str:
-    """DSSD's acceptance and speed over those of LayerSkip, at the chosen ε and at the strictest.
+    """DSSD over LayerSkip, at the chosen ε and at the strictest.
 
     Args:
         table: decoder, epsilon, drafts_per_token; against, acceptance_ratio and relative_speed with their intervals.
@@ -193,7 +193,7 @@ def acceptance_curve(table: pd.DataFrame) -> str:
 
 
 def predicted_speed(table: pd.DataFrame) -> str:
-    """For how many policies speed is predicted within 10%, and the worst prediction.
+    """Policies whose speed is predicted within 10%, and the worst prediction.
 
     Args:
         table: `check_predictions`.
@@ -211,7 +211,7 @@ def predicted_speed(table: pd.DataFrame) -> str:
 
 
 def speed_under_attack(table: pd.DataFrame) -> str:
-    """What forged thresholds and found prompts do to lossless decoding's speed, and to early exit's answers.
+    """Speed of lossless decoding and agreement of early exit under attack.
 
     Args:
         table: mode, file, prompts, equal, agreement, speed_ratio with its interval.
@@ -246,7 +246,7 @@ def speed_under_attack(table: pd.DataFrame) -> str:
 
 
 def baselines(table: pd.DataFrame) -> str:
-    """The quickest of the ways that keep the output, and of those whose exits are final.
+    """The quickest ways, with the output kept and with final exits.
 
     Args:
         table: decoder, lossless, speed_ratio with its interval, token_agreement.
@@ -274,7 +274,7 @@ def baselines(table: pd.DataFrame) -> str:
 
 
 def speed_against_agreement(table: pd.DataFrame) -> str:
-    """Which methods are on the Pareto front of speed and agreement, and which are not.
+    """Methods on and off the Pareto front of speed and agreement.
 
     Args:
         table: decoder, method, speed_ratio, token_agreement.
@@ -300,7 +300,7 @@ def speed_against_agreement(table: pd.DataFrame) -> str:
 
 
 def popular_claims(table: pd.DataFrame) -> str:
-    """Speed and accuracy at thresholds on max_prob, beside the speeds that are claimed.
+    """Speed and accuracy at thresholds on max_prob, beside what is claimed.
 
     Args:
         table: one row per threshold and task: threshold, speed_ratio with its interval, compute_saved, task,

@@ -16,7 +16,7 @@ def listed(parts: Iterable[str], last: str = "and") -> str:
 
 
 def paragraph(sentences: Iterable[str]) -> str:
-    """Sentences as one paragraph, the first in bold where nothing in it is."""
+    """Sentences as one paragraph, with something in bold in the first."""
     first, *others = list(sentences) or [NOTHING]
     return " ".join([first if "**" in first else f"**{first}**", *others])
 
@@ -27,19 +27,22 @@ def capitalised(text: str) -> str:
 
 
 def interval(row: Mapping[str, float], name: str, form: str = ".2f") -> str:
-    """A value with its interval, "0.55 [0.50, 0.61]", or alone where there is none, or none that is wider than it."""
+    """A value with its interval, "0.55 [0.50, 0.61]", or alone without one."""
     low, high = (row.get(f"{name}{end}") for end in ("_low", "_high"))
     return f"{row[name]:{form}}" if pd.isna(low) or pd.isna(high) or low == high else format_interval(row, name, form)
 
 
 def placed(row: Mapping[str, float], name: str, bound: float) -> int:
-    """Where an interval, or a value without one, lies: 1 above the bound, -1 below it, 0 around it."""
+    """Side of a bound that an interval lies on: 1, -1, or 0 around it.
+
+    Without an interval the value decides.
+    """
     low, high = (row[name] if pd.isna(row.get(f"{name}{end}")) else row[f"{name}{end}"] for end in ("_low", "_high"))
     return int(low > bound) - int(high < bound)
 
 
 def pace(row: Mapping[str, float], name: str = "speed_ratio") -> str:
-    """A speed beside another: "1.30 [1.19, 1.41] times as fast", or below 1 "slower, at 0.88 [0.87, 0.91]"."""
+    """A speed ratio in words: "1.30 times as fast", "slower, at 0.88"."""
     return f"slower, at {interval(row, name)}" if row[name] < 1 else f"{interval(row, name)} times as fast"
 
 
@@ -55,19 +58,19 @@ def depths(of: Iterable[float], last: str = "and") -> str:
 
 
 def at_depths(values: pd.Series, form: str = ".2f") -> str:
-    """Values by depth: "0.35, 0.39 and 0.67 at depths 6, 12 and 24"."""
+    """Values by depth: "0.35 and 0.39 at depths 6 and 12"."""
     return f"{numbers(values, form)} at {depths(values.index)}"
 
 
 def holders(names: pd.Series) -> str:
-    """Which name holds at which depth: "`margin` at depth 6, `max_prob` at depths 12 and 18"; alone, just its name."""
+    """Names by depth: "`a` at depth 6, `b` at depths 12 and 18"; a single one without."""
     if names.nunique() == 1:
         return f"`{names.iloc[0]}`"
     return ", ".join(f"`{name}` at {depths(part.index)}" for name, part in names.groupby(names, sort=False))
 
 
 def of_all(n: int, total: int) -> str:
-    """A count of a total: "none of 12", "3 of 12", "all 12"."""
+    """Count of a total: "none of 12", "3 of 12", "all 12"."""
     return f"none of {total:,}" if n == 0 else f"all {total:,}" if n == total > 1 else f"{n:,} of {total:,}"
 
 
@@ -77,7 +80,7 @@ def nearest(values: Iterable[float], wanted: float) -> float:
 
 
 def spoken(decoder: str) -> str:
-    """A decoder's name without commas, so that it can stand in an enumeration."""
+    """A decoder's name without commas, for enumerations."""
     for written, said in (
         ("transformers: ", "transformers' "),
         (", our heads", " with the same heads"),
@@ -90,5 +93,5 @@ def spoken(decoder: str) -> str:
 
 
 def kind_of_text(name: str) -> str:
-    """A kind of text as it is named in a sentence: "the heads' own kind of text", "prose", "technical text"."""
+    """Name of a kind of text in a sentence: "prose", "technical text"."""
     return {"own": "the heads' own kind of text", "prose": "prose"}.get(name, f"{name.removesuffix(' text')} text")
