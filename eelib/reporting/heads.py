@@ -43,7 +43,7 @@ def training_curves(table: pd.DataFrame) -> str:
         table: tokens, depth, agreement; and held_out_agreement of each depth, where it was measured.
     """
     check_table(table, "tokens", "depth", "agreement")
-    table = table.dropna(subset="agreement").sort_values("tokens")
+    table = table.dropna(subset="agreement", ignore_index=True).sort_values("tokens")
     if table.empty:
         return NOTHING
     first, last = (end.set_index("depth").agreement.sort_index() for end in _ends(table))
@@ -54,7 +54,9 @@ def training_curves(table: pd.DataFrame) -> str:
     if table.tokens.nunique() > 1:
         said += f", {'up from' if (last > first).all() else 'from'} {numbers(first, '.0%')} in the first steps"
     if "held_out_agreement" in table and table.held_out_agreement.notna().any():
-        held_out = table.dropna(subset="held_out_agreement").groupby("depth").held_out_agreement.last()
+        held_out = (
+            table.dropna(subset="held_out_agreement", ignore_index=True).groupby("depth").held_out_agreement.last()
+        )
         said += f"; on held-out text, on {at_depths(held_out, '.0%')}"
     return f"{said}."
 
@@ -71,7 +73,7 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
         table: kind, drafted ("all", or a number of tokens), depth, cost_in_blocks, agreement.
     """
     check_table(table, "kind", "drafted", "depth", "cost_in_blocks", "agreement")
-    table = table.dropna(subset=["cost_in_blocks", "agreement"])
+    table = table.dropna(subset=["cost_in_blocks", "agreement"], ignore_index=True)
     whole = table[table.drafted.astype(str) == "all"]
     if whole.empty:
         return NOTHING
@@ -128,7 +130,7 @@ def exits_by_depth(table: pd.DataFrame) -> str:
             rows of fixed exits draft_length, acceptance_rate and tokens_per_pass.
     """
     check_table(table, "exits", "depth", *with_interval("agreement"), "draft_length", "tokens_per_pass")
-    on_text = table.dropna(subset="agreement")
+    on_text = table.dropna(subset="agreement", ignore_index=True)
     if not len(on_text[on_text.exits == "our heads"]):
         return NOTHING
     depth = on_text[on_text.exits == "our heads"].depth.max()
@@ -142,7 +144,7 @@ def exits_by_depth(table: pd.DataFrame) -> str:
         f"{interval(rows['original'], 'agreement')} to {interval(rows['tuned'], 'agreement')}**; heads on the frozen "
         f"model have {interval(rows['our heads'], 'agreement')}."
     )
-    fixed = table.dropna(subset=["tokens_per_pass", "draft_length"])
+    fixed = table.dropna(subset=["tokens_per_pass", "draft_length"], ignore_index=True)
     best = fixed.loc[fixed.groupby("exits", sort=False).tokens_per_pass.idxmax()].to_dict("records")
     named = {"original": "before", "tuned": "after", "our heads": "with heads"}
     drafted = []
@@ -162,7 +164,10 @@ def full_model_change(table: pd.DataFrame) -> str:
             benchmark: task, difference with its interval.
     """
     check_table(table, "model", "text", *with_interval("ratio"), "task", *with_interval("difference"))
-    texts, tasks = table.dropna(subset=["text", "ratio"]), table.dropna(subset=["task", "difference"])
+    texts, tasks = (
+        table.dropna(subset=["text", "ratio"], ignore_index=True),
+        table.dropna(subset=["task", "difference"], ignore_index=True),
+    )
     tuned, plain = (texts[texts.model == model] for model in ("tuned", "plain"))
     if tuned.empty:
         return NOTHING

@@ -95,7 +95,9 @@ def risk_coverage_curves(table: pd.DataFrame) -> str:
 def _read_off(table: pd.DataFrame, x: str, y: str, at: float) -> pd.DataFrame:
     """Values of the curves at one x, by depth and metric, where all reach it."""
     rows = {}
-    for (depth, metric), part in table.dropna(subset=[x, y]).groupby(["depth", "metric"], sort=False):
+    for (depth, metric), part in table.dropna(subset=[x, y], ignore_index=True).groupby(
+        ["depth", "metric"], sort=False
+    ):
         if part[x].min() <= at <= part[x].max():
             part = part.sort_values(x)
             rows[depth, metric] = np.interp(at, part[x], part[y])
@@ -110,7 +112,7 @@ def auroc_by_depth(table: pd.DataFrame) -> str:
     """
     check_table(table, "text", "depth", "metric", *with_interval("auroc"), "p_corrected")
     leads = [name for name in table if name.startswith("auroc_less_") and not name.endswith(("_low", "_high"))]
-    table = table.dropna(subset=["auroc", *leads])
+    table = table.dropna(subset=["auroc", *leads], ignore_index=True)
     if not leads or not table.p_corrected.notna().any():
         return NOTHING
     lead, reference = leads[0], leads[0].removeprefix("auroc_less_")
@@ -143,7 +145,7 @@ def promised_against_achieved(table: pd.DataFrame) -> str:
         table: of `achieved_table`.
     """
     check_table(table, "target", "metric", "method", "epsilon", *with_interval("achieved"), "coverage")
-    exiting = table.dropna(subset="achieved")
+    exiting = table.dropna(subset="achieved", ignore_index=True)
     exiting = exiting.assign(short=[placed(row, "achieved", row["epsilon"]) < 0 for row in exiting.to_dict("records")])
     if exiting.empty:
         return "**No method lets any token exit.**"
@@ -179,7 +181,7 @@ def violations(table: pd.DataFrame) -> str:
         table: of `violation_rates`, and for each row its text.
     """
     check_table(table, "text", "method", "target", "epsilon", "delta", "trials", *with_interval("rate"))
-    table = table.dropna(subset="rate")
+    table = table.dropna(subset="rate", ignore_index=True)
     if table.empty:
         return NOTHING
     delta, epsilon, phrases = table.delta.iloc[0], table.epsilon.iloc[0], []
@@ -208,7 +210,7 @@ def shifted_agreement(table: pd.DataFrame) -> str:
     """
     check_table(table, "method", "calibrated_on", "used_on", *with_interval("achieved"), "missed_by")
     own = table.calibrated_on.iloc[0]
-    told = table[table.calibrated_on == own].dropna(subset=["achieved", "missed_by"])
+    told = table[table.calibrated_on == own].dropna(subset=["achieved", "missed_by"], ignore_index=True)
     others, phrases = told[told.used_on != own], []
     if others.empty:
         return f"**Calibrated on {kind_of_text(own)}, nothing exits on other text.**"
@@ -235,7 +237,7 @@ def alarms_over_time(table: pd.DataFrame) -> str:
         table: text (the first without a shift), sequences, share_of_runs; and false_alarm, the share allowed.
     """
     check_table(table, "text", "sequences", "share_of_runs")
-    table = table.dropna(subset="share_of_runs")
+    table = table.dropna(subset="share_of_runs", ignore_index=True)
     if table.empty:
         return NOTHING
     allowed = f" ({table.false_alarm.iloc[0]:.0%} allowed)" if "false_alarm" in table else ""

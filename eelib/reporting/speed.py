@@ -36,7 +36,9 @@ def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> str:
         cost: blocks or speed_ratio.
     """
     check_table(table, "task", "policy", "epsilon", "accuracy", *with_interval("accuracy_less_full"), cost)
-    early = table[table.policy != "full model"].dropna(subset=["accuracy", "accuracy_less_full", cost])
+    early = table[table.policy != "full model"].dropna(
+        subset=["accuracy", "accuracy_less_full", cost], ignore_index=True
+    )
     early = early.assign(full=early.accuracy - early.accuracy_less_full)
     if early.empty:
         return NOTHING
@@ -59,7 +61,7 @@ def _accuracy_against_speed(early: pd.DataFrame) -> str:
         row = early[early.epsilon == epsilon].iloc[0]
         own = "" if phrases else " of its tokens the model's own"
         same = "" if pd.isna(row.token_agreement) else f" ({row.token_agreement:.0%}{own})"
-        phrases.append(f"{pace(row)} at ε = {epsilon:g}{same}")
+        phrases.append(f"{pace(row)} with ε = {epsilon:g}{same}")
     for task, part in (
         early[early.epsilon.isin(told)].sort_values("epsilon", ascending=False).groupby("task", sort=False)
     ):
@@ -75,7 +77,9 @@ def exits_and_speed(table: pd.DataFrame) -> str:
         table: epsilon, generated_blocks, passes_per_token, coverage, speed_ratio with its interval.
     """
     check_table(table, "epsilon", "generated_blocks", "passes_per_token", "coverage", *with_interval("speed_ratio"))
-    table = table[table.epsilon < 1].dropna(subset=["generated_blocks", "passes_per_token", "coverage", "speed_ratio"])
+    table = table[table.epsilon < 1].dropna(
+        subset=["generated_blocks", "passes_per_token", "coverage", "speed_ratio"], ignore_index=True
+    )
     if table.empty:
         return NOTHING
     row = table[table.epsilon == nearest(table.epsilon, TOLD[0])].iloc[0]
@@ -95,7 +99,7 @@ def anytime_quality(table: pd.DataFrame) -> str:
         table: task, depth (the greatest is the full model's), agreement, and accuracy_less_full with its interval.
     """
     check_table(table, "task", "depth", "agreement", *with_interval("accuracy_less_full"))
-    heads = table[table.depth < table.depth.max()].dropna(subset=["agreement", "accuracy_less_full"])
+    heads = table[table.depth < table.depth.max()].dropna(subset=["agreement", "accuracy_less_full"], ignore_index=True)
     if heads.empty:
         return NOTHING
     agreement = heads.groupby("depth").agreement.first()
@@ -119,7 +123,7 @@ def acceptance_by_exit(table: pd.DataFrame) -> str:
         table: `Tuning.grid`; rows with a depth are told: kind, depth, draft_length, acceptance_rate.
     """
     check_table(table, "kind", "depth", "draft_length", "acceptance_rate")
-    fixed = table.dropna(subset=["depth", "draft_length", "acceptance_rate"])
+    fixed = table.dropna(subset=["depth", "draft_length", "acceptance_rate"], ignore_index=True)
     if fixed.empty:
         return NOTHING
     rises, phrases, n = [], [], fixed.draft_length.min()
@@ -144,7 +148,7 @@ def tuned_speed(table: pd.DataFrame) -> str:
             acceptance_ratio, DSSD's acceptance over theirs, with its interval.
     """
     check_table(table, "decoder", *with_interval("speed_ratio"), *with_interval("acceptance_ratio"))
-    rows = table.dropna(subset="speed_ratio").set_index("decoder", drop=False)
+    rows = table.dropna(subset="speed_ratio", ignore_index=True).set_index("decoder", drop=False)
     rivals = rows.dropna(subset="acceptance_ratio")
     ways = rows.drop(index=["plain", "transformers"], errors="ignore")
     if ways.empty:
@@ -170,7 +174,7 @@ def acceptance_curve(table: pd.DataFrame) -> str:
     """
     check_table(table, "decoder", "epsilon", "drafts_per_token", "against", *with_interval("acceptance_ratio"))
     shown = ["against", "epsilon", "acceptance_ratio", "relative_speed", "drafts_per_token"]
-    pairs = table.dropna(subset=shown).set_index("decoder", drop=False)
+    pairs = table.dropna(subset=shown, ignore_index=True).set_index("decoder", drop=False)
     if pairs.empty:
         return NOTHING
     rival = "LayerSkip, our heads" if "LayerSkip, our heads" in set(pairs.against) else pairs.against.iloc[0]
@@ -199,7 +203,7 @@ def predicted_speed(table: pd.DataFrame) -> str:
         table: `check_predictions`.
     """
     check_table(table, "policy", "predicted", "measured", "error")
-    table = table.dropna(subset=["predicted", "measured", "error"])
+    table = table.dropna(subset=["predicted", "measured", "error"], ignore_index=True)
     if table.empty:
         return NOTHING
     within, worst = int((table.error.abs() <= 0.1).sum()), table.loc[table.error.abs().idxmax()]
@@ -217,7 +221,9 @@ def speed_under_attack(table: pd.DataFrame) -> str:
         table: mode, file, prompts, equal, agreement, speed_ratio with its interval.
     """
     check_table(table, "mode", "file", "prompts", "equal", "agreement", *with_interval("speed_ratio"))
-    lossless = table[table["mode"].str.startswith("lossless")].dropna(subset=["equal", "speed_ratio"])
+    lossless = table[table["mode"].str.startswith("lossless")].dropna(
+        subset=["equal", "speed_ratio"], ignore_index=True
+    )
     sentences, left = [], []
     if len(lossless):
         same = lossless.equal.mean()
@@ -228,7 +234,7 @@ def speed_under_attack(table: pd.DataFrame) -> str:
             worst = interval(part.loc[part.speed_ratio.idxmin()], "speed_ratio")
             slowest.append(f"{name} {worst}" if slowest else f"{worst} of plain decoding's speed {name}".strip())
         sentences.append(f"**{verdict} what lossless decoding says**; at worst it has {', '.join(slowest)}.")
-    early = table[table["mode"] == "early exit"].dropna(subset="agreement")
+    early = table[table["mode"] == "early exit"].dropna(subset="agreement", ignore_index=True)
     files = early[early.prompts == "ordinary"].groupby("file", sort=False).agreement.first()
     prompts = early[early.file == "honest"].groupby("prompts", sort=False).agreement.last()
     for values, fair, attacked in (
@@ -252,9 +258,9 @@ def baselines(table: pd.DataFrame) -> str:
         table: decoder, lossless, speed_ratio with its interval, token_agreement.
     """
     check_table(table, "decoder", "lossless", *with_interval("speed_ratio"), "token_agreement")
-    table = table[table.decoder != "plain"].dropna(subset="speed_ratio")
+    table = table[table.decoder != "plain"].dropna(subset="speed_ratio", ignore_index=True)
     kept = table[table.lossless.astype(bool)]
-    final = table[~table.lossless.astype(bool)].dropna(subset="token_agreement")
+    final = table[~table.lossless.astype(bool)].dropna(subset="token_agreement", ignore_index=True)
     sentences = []
     if len(kept):
         faster = int(((kept.speed_ratio_low > 1) & (kept.speed_ratio_high > kept.speed_ratio_low)).sum())
@@ -280,7 +286,7 @@ def speed_against_agreement(table: pd.DataFrame) -> str:
         table: decoder, method, speed_ratio, token_agreement.
     """
     check_table(table, "decoder", "method", "speed_ratio", "token_agreement")
-    table = table.dropna(subset=["speed_ratio", "token_agreement"])
+    table = table.dropna(subset=["speed_ratio", "token_agreement"], ignore_index=True)
     if table.empty:
         return NOTHING
     front = table[on_front(table.token_agreement, 1 / table.speed_ratio)].sort_values("speed_ratio")
@@ -307,7 +313,12 @@ def popular_claims(table: pd.DataFrame) -> str:
             value_less_full with its interval.
     """
     check_table(table, "threshold", *with_interval("speed_ratio"), "task", *with_interval("value_less_full"))
-    rows = table.dropna(subset="speed_ratio").drop_duplicates("threshold").sort_values("threshold").to_dict("records")
+    rows = (
+        table.dropna(subset="speed_ratio", ignore_index=True)
+        .drop_duplicates("threshold")
+        .sort_values("threshold")
+        .to_dict("records")
+    )
     if not rows:
         return NOTHING
     least, most = CLAIMED_SPEEDS
@@ -321,7 +332,7 @@ def popular_claims(table: pd.DataFrame) -> str:
     slower = [f"{row['threshold']:g}" for row in rows if row["speed_ratio"] < 1]
     said = f"**Thresholds on max_prob give {listed(speeds)} times plain decoding's speed, {verdict}**"
     said += f"; at {listed(slower)} that is slower." if slower else "."
-    scored = table.dropna(subset="value_less_full")
+    scored = table.dropna(subset="value_less_full", ignore_index=True)
     if scored.empty:
         return said
     worst = scored.loc[scored.value_less_full.idxmin()]
@@ -341,7 +352,7 @@ def agreement_and_speed(table: pd.DataFrame) -> str:
     models = table.drop_duplicates("model").sort_values("parameters", kind="stable").model.tolist()
     if len(models) < 2:
         return f"**Only {models[0]} was measured**: there is nothing to compare it with."
-    verdicts = larger_gain_more(table.dropna(subset="value"), models[0], models[-1])
+    verdicts = larger_gain_more(table.dropna(subset="value", ignore_index=True), models[0], models[-1])
     phrases = []
     for measure, gain, place in (
         ("agreement", "agrees more", "depths"),
