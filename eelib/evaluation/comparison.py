@@ -15,7 +15,7 @@ from eelib.backbone.segments import Backbone
 from eelib.decoding.lossless import first_mismatch
 from eelib.decoding.session import DecodingOutput
 from eelib.errors import InvalidInputError
-from eelib.statistics import format_interval, median_interval, ratio_interval, ratio_of_ratios_interval
+from eelib.statistics import median_interval, ratio_interval, ratio_of_ratios_interval
 from eelib.timing import interleaved
 
 Decoder = Callable[[Tensor], DecodingOutput | Tensor]
@@ -196,30 +196,3 @@ def acceptance_ratios(runs: pd.DataFrame, ours: Sequence[str], rivals: Sequence[
         for name in ours
         for rival in rivals
     ])  # fmt: skip
-
-
-def acceptance_in_words(summary: pd.DataFrame, pairs: pd.DataFrame, rival: str, claimed: float = 1.66) -> list[str]:
-    """Findings of a comparison of drafting methods, as lines of Markdown.
-
-    Args:
-        summary: from `summarise`; one line for each decoder that drafted.
-        pairs: from `acceptance_ratios`.
-        rival: the decoder whose ratios are reported, beside the claim.
-        claimed: ratio reported by the paper (arXiv 2407.21082).
-    """
-    lines = [
-        f"- {row['decoder']}: acceptance {format_interval(row, 'acceptance_rate')}, "
-        f"{format_interval(row, 'accepted_per_round')} accepted per round, "
-        f"{row['drafts_per_token']:.2f} drafts per token, "
-        f"{format_interval(row, 'speed_ratio')} times plain decoding's speed."
-        for row in summary[summary.acceptance_rate.notna()].to_dict("records")
-    ]
-    told = pairs[pairs.against == rival]
-    lines += [
-        f"- {row['decoder']} against {rival}: acceptance **{format_interval(row, 'acceptance_ratio')} times** as high, "
-        f"at {format_interval(row, 'relative_speed')} times the tokens per second."
-        for row in told.to_dict("records")
-    ]
-    reached = told[(told.acceptance_ratio >= claimed) & (told.relative_speed >= 1)].decoder
-    verdict = f"reached by {', '.join(reached)}" if len(reached) else "not reached"
-    return [*lines, f"- **The paper's {claimed} at equal or better speed: {verdict}.**"]

@@ -123,7 +123,7 @@ def larger_gain_more(table: pd.DataFrame, smaller: str, larger: str) -> pd.DataF
     for row in few.itertuples():
         same = many[many.measure == row.measure]
         by_depth = row.measure == "agreement" or row.measure.startswith("auroc")
-        near = [abs(at - row.at) < 0.05 if by_depth else at == row.at for at in same["at"]]
+        near = [abs(float(at) - float(row.at)) < 0.05 if by_depth else at == row.at for at in same["at"]]
         for other in same[near].head(1).itertuples():
             if np.isnan([row.value_low, other.value_low]).any():
                 verdict = "one run"

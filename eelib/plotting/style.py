@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from eelib.confidence.metrics import known_metrics
 from eelib.errors import InvalidInputError
-from eelib.workspace import atomic_write
+from eelib.timing import provenance
+from eelib.workspace import atomic_write, write_note
 
 COLUMN, PAGE = 3.25, 5.5
 """Widths in inches: one column, or the page."""
@@ -57,11 +58,13 @@ def epsilon_style(epsilons: Sequence[float]) -> dict[float, dict]:
     return {e: {"color": shades[i], "marker": MARKERS[i % len(MARKERS)]} for i, e in enumerate(ordered)}
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame) -> None:
-    """Write name.pdf, name.png and name.csv into `folder`, each atomically.
+def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame, sentence: str) -> None:
+    """Write name.pdf, .png, .csv and .md into `folder`, each atomically.
 
-    `plotted`: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,
-    and differ from run to run; no other column does.
+    Args:
+        plotted: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,
+            and differ from run to run; no other column does.
+        sentence: what the figure shows, in Markdown (`eelib.reporting`). The note ends with day, machine and commit.
     """
     folder = Path(folder)
     with atomic_write(folder / f"{name}.csv") as path:
@@ -69,6 +72,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataF
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
         with atomic_write(folder / f"{name}.{kind}") as path:
             figure.savefig(path, metadata=metadata)
+    write_note(folder / f"{name}.md", sentence, provenance())
 
 
 def panels(n: int, width: float = PAGE, height: float = 2.2, **kwargs) -> tuple[Figure, list[Axes]]:

@@ -117,30 +117,3 @@ def test_accuracy_beside_the_original(llama, monkeypatch):
     assert table.columns.tolist() == ["task", "model", "cases", *intervals, "changed"]
     assert table.model.tolist() == ["original", "tuned"] * 2 and table.cases.eq(2).all()
     assert table.difference.eq(0).all() and table.changed.eq(0).all()
-
-
-def test_changes_in_words():
-    exits = pd.DataFrame([
-        {"exits": name, "depth": depth, "agreement": agreement}
-        for name, depth, agreement in (
-            ("original", 2, 0.1), ("tuned", 2, 0.3), ("our heads", 2, 0.5), ("original", 3, 0.2), ("tuned", 3, 0.4),
-        )
-    ])  # fmt: skip
-    best = {"tokens_per_pass": [1.25], "depth": [2], "draft_length": [4], "acceptance_rate": [0.75]}
-    perplexity = pd.DataFrame({"text": "own", "model": ["original", "tuned", "plain"], "ratio": [1, 1.2, 0.9]})
-    perplexity = perplexity.assign(ratio_low=perplexity.ratio - 0.1, ratio_high=perplexity.ratio + 0.1)
-    accuracy = pd.DataFrame(
-        {"task": "hellaswag", "model": ["original", "tuned", "plain"], "accuracy": [0.4, 0.3, 0.45]}
-    )
-    accuracy = accuracy.assign(cases=20, difference=[0, -0.1, 0.05], changed=[0, 0.25, 0.1])
-    accuracy = accuracy.assign(difference_low=accuracy.difference - 0.1, difference_high=accuracy.difference + 0.1)
-    answers = pd.DataFrame({"different": [1, 3], "tokens": [10, 10], "equal": [True, False]})
-    lines = layerskip_quality.changes_in_words(
-        exits, pd.DataFrame(best, index=["tuned"]), perplexity, accuracy, answers
-    )
-    assert len(lines) == 5 and all(line.startswith("- **") for line in lines)
-    assert lines[0].endswith("model: depth 2: 0.100, 0.300, 0.500."), "only where there are heads"
-    assert "tuned 1.25 at 2 x 4, accepting 0.75" in lines[1]
-    assert "own 1.200 [1.100, 1.300] (without the recipe 0.900)" in lines[2]
-    assert "0.40 before, 0.30 after, -0.10 [-0.20, +0.00] (without the recipe +0.05); 25% of 20 answers" in lines[3]
-    assert "something else in 20.0% [10.0%, 30.0%] of the tokens, and 1 of 2 answers part" in lines[4]

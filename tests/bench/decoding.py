@@ -17,7 +17,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import eelib
-from eelib import evaluation, plotting
+from eelib import evaluation, plotting, reporting
 from eelib.backbone import packed
 from eelib.baselines import transformers_generate
 from eelib.corpus import as_prompt
@@ -191,6 +191,13 @@ def draw(table: pd.DataFrame):
     return figure
 
 
+def in_words(table: pd.DataFrame) -> str:
+    """The quickest way for each kind of prompts."""
+    best = table.loc[table.groupby("prompts", sort=False).speed_ratio.idxmax()].to_dict("records")
+    quickest = [f"on {row['prompts']} {row['decoder']}, {reporting.wording.pace(row)}" for row in best]
+    return f"**Beside transformers' greedy decoding, the quickest is {'; '.join(quickest)}.**"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=MODEL, help="a packaged model that `make paper` or `make sizes` ran on")
@@ -228,7 +235,7 @@ def main() -> None:
         about = machine()
         table = table.assign(n_prompts=given.prompts, processor=about["processor"], threads=about["threads"])
         name = "decoding" if given.model == MODEL else f"decoding_{given.model}"
-        plotting.save_figure(draw(table[of_model]), RESULTS, name, table)
+        plotting.save_figure(draw(table[of_model]), RESULTS, name, table, in_words(table[of_model]))
 
 
 if __name__ == "__main__":

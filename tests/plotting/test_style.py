@@ -1,19 +1,24 @@
 import importlib
+import re
 import sys
 
 import pandas as pd
 import pytest
 
-from eelib import plotting
+from eelib import plotting, timing
 from eelib.errors import MissingExtraError
+from eelib.timing import machine
+from eelib.workspace import read_note
 
 
-def test_three_files_at_final_size_with_fonts_embedded(tmp_path):
+def test_four_files_at_final_size_with_fonts_embedded(tmp_path):
     figure, (axes, _) = plotting.panels(2)
     table = pd.DataFrame({"x": [1, 2], "y": [0.5, 0.6], "y_low": [0.4, 0.5], "y_high": [0.6, 0.7]})
     plotting.band(axes, table, "x", "y", marker="o")
-    plotting.save_figure(figure, tmp_path, "01_name", table)
-    assert {p.name for p in tmp_path.iterdir()} == {"01_name.pdf", "01_name.png", "01_name.csv"}
+    plotting.save_figure(figure, tmp_path, "01_name", table, "**Up.** From 0.5 to 0.6.")
+    assert {p.name for p in tmp_path.iterdir()} == {f"01_name.{kind}" for kind in ("pdf", "png", "csv", "md")}
+    said, provenance = read_note(tmp_path / "01_name.md")
+    assert said == "**Up.** From 0.5 to 0.6." and str(machine()["processor"]) in provenance
     assert pd.read_csv(tmp_path / "01_name.csv").equals(table)
     assert (
         b"FontType 42" in (tmp_path / "01_name.pdf").read_bytes()
@@ -39,3 +44,13 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "eelib.plotting")
     with pytest.raises(MissingExtraError, match=r"pip install 'eelib\[paper\]'"):
         importlib.import_module("eelib.plotting")
+
+
+def test_provenance_names_a_commit_only_where_there_is_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "_commit", timing._commit.__wrapped__)  # asked once a process otherwise
+    monkeypatch.chdir(tmp_path)
+    assert "commit" not in timing.provenance() and re.match(r"\d{4}-\d\d-\d\d · .+, \d+ threads?$", timing.provenance())
+    monkeypatch.setenv("PATH", "")
+    assert "commit" not in timing.provenance()
+    monkeypatch.setattr(timing, "_commit", lambda: "abc1234")
+    assert timing.provenance().endswith(" · commit abc1234")

@@ -25,8 +25,9 @@ TRAINING = [  # what the Snakefile expects of 01
     *(f"data/corpora/tiny/{split}.parquet" for split in ("train", "calibration", "test")),
     *(f"data/heads/tiny/{file}" for file in ("model.safetensors", "config.json", "README.md")),
     "data/results/tiny/training.parquet",
-    *(f"figures/tiny/01_training.{kind}" for kind in ("pdf", "png", "csv")),
+    *(f"figures/tiny/01_training.{kind}" for kind in ("md", "pdf", "png", "csv")),
 ]
+MADE = "made\n\n<sub>here</sub>\n"  # what the tiny notebooks write: a note, so that there is a gallery
 PARAMETERS = "model = ''\nslug = ''\ndtype = ''\nworkspace = ''\nseed = 0"
 
 
@@ -106,7 +107,7 @@ def project(tmp_path):
 from pathlib import Path
 for file in map(Path, {[str(tmp_path / file) for file in TRAINING]}):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("made")
+    file.write_text({MADE!r})
 if Path({str(tmp_path / "DO")!r}).exists():
     exec(Path({str(tmp_path / "DO")!r}).read_text())
 """
@@ -132,6 +133,8 @@ def test_round_trip(project):
     assert status == 0 and all(f"notebook_{name} " in said for name in (*NOTEBOOKS, *FULL, "05_acceptance_full"))
 
     assert run(project, ONE)[0] == 0
+    gallery = (project / "figures" / "tiny" / "README.md").read_text()
+    assert "## [01_train_heads](../../notebooks/01_train_heads.ipynb): A title" in gallery and "\nmade\n" in gallery
     save_with_output(project / "notebooks" / "01_train_heads.ipynb")
     status, said = run(project, ONE)
     assert status == 0 and "Nothing to be done" in said
@@ -141,7 +144,7 @@ def test_round_trip(project):
     write(notebook, nbformat.read(notebook, 4).cells[2].source + "# edited", PARAMETERS)
     status, said = run(project, ONE)
     assert status == 1 and "RuntimeError: asked to" in said
-    assert all((project / file).read_text() == "made" for file in TRAINING)  # earlier results are kept,
+    assert all((project / file).read_text() == MADE for file in TRAINING)  # earlier results are kept,
     (project / "DO").unlink()
     assert "01_train_heads: done" in run(project, ONE)[1]  # but do not count as done
 

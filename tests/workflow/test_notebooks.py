@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 import eelib
 from eelib import evaluation, plotting
 from eelib.errors import UnsupportedError
+from eelib.workspace import read_note
 
 pytestmark = pytest.mark.timeout(1800)  # a dozen notebooks in one fixture: minutes, and more on a slower machine
 # What shares a fixture runs in one process.
@@ -102,9 +103,13 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 
 
 def check(workspace: eelib.Workspace) -> None:
-    figures = {p.name for p in workspace.figures.iterdir()}
+    figures = {p.name for p in workspace.figures.iterdir()} - {"README.md"}
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")} and len(names) == 29
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "md")} and len(names) == 29
+    gallery = (workspace.figures / "README.md").read_text(encoding="utf-8")
+    for name in names:
+        said, provenance = read_note(workspace.figures / f"{name}.md")
+        assert said in gallery and provenance in gallery and "nan" not in said.split()
     for notebook in SMALL:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
@@ -218,6 +223,12 @@ def draw_lossless(table, n_tokens):
         plotted += [{"exact": exact, "policy": policy, "tokens": n, "share": s} for n, s in enumerate(still)]
     axes.set(xlabel="new tokens", ylabel="share of texts that are\nstill the model's own", ylim=(0, 1.05))
     axes.legend(fontsize=5.5, loc="lower left")
-    plotting.save_figure(
-        figure, PROJECT / "docs" / "results", "lossless_offline_bfloat16_figure", pd.DataFrame(plotted)
+    texts = table.groupby("exact").equal.agg(["size", "sum"])
+    said = " ".join(
+        f"**With `exact`, {own} of {all_} texts of up to {n_tokens} tokens are the model's own.**"
+        if exact
+        else f"Without it {all_ - own} of {all_} part from it somewhere."
+        for exact, all_, own in texts.sort_index(ascending=False).itertuples()
     )
+    name = "lossless_offline_bfloat16_figure"
+    plotting.save_figure(figure, PROJECT / "docs" / "results", name, pd.DataFrame(plotted), said)

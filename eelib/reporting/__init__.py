@@ -1,0 +1,47 @@
+"""What the figures show, in words: a figure's table to Markdown.
+
+Each function has the name of the one in `eelib.plotting` that draws the figure (for `depth_shares` that of its table,
+`settled_shares`), and takes the table that `save_figure` writes, in memory or read back from its CSV. Needs the extra
+`paper`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["heads", "promises", "speed", "wording"],
+    submod_attrs={
+        "heads": [
+            "agreement_against_cost",
+            "agreement_against_tokens",
+            "exits_by_depth",
+            "full_model_change",
+            "settled_shares",
+            "training_curves",
+        ],
+        "promises": [
+            "alarms_over_time",
+            "auroc_by_depth",
+            "promised_against_achieved",
+            "risk_coverage_curves",
+            "roc_curves",
+            "score_densities",
+            "shifted_agreement",
+            "violations",
+        ],
+        "speed": [
+            "acceptance_by_exit",
+            "acceptance_curve",
+            "accuracy_against_cost",
+            "agreement_and_speed",
+            "anytime_quality",
+            "baselines",
+            "exits_and_speed",
+            "popular_claims",
+            "predicted_speed",
+            "speed_against_agreement",
+            "speed_under_attack",
+            "tuned_speed",
+        ],
+    },
+)

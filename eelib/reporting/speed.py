@@ -1,0 +1,373 @@
+"""Sentences about decoding: accuracy, acceptance and speed."""
+
+import pandas as pd
+
+from eelib.evaluation.sizes import larger_gain_more
+from eelib.plotting.acceptance import PAPERS_RATIO
+from eelib.plotting.style import check_table, with_interval
+from eelib.reporting.wording import (
+    NOTHING,
+    capitalised,
+    depths,
+    interval,
+    listed,
+    nearest,
+    numbers,
+    of_all,
+    pace,
+    paragraph,
+    placed,
+    spoken,
+)
+from eelib.statistics import on_front
+
+TOLD = (0.8, 0.9)
+"""The ε that are told, or those nearest to them."""
+CLAIMED_SPEEDS = (1.5, 3)
+"""What popular accounts say of thresholds on max_prob."""
+
+
+def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> str:
+    """Accuracy lost by early exit, and blocks or time saved.
+
+    Args:
+        table: one row per task and setting: task, policy, epsilon, accuracy, accuracy_less_full with its interval, and
+            for blocks changed_answers and blocks, for speed token_agreement and speed_ratio with its interval.
+        cost: blocks or speed_ratio.
+    """
+    check_table(table, "task", "policy", "epsilon", "accuracy", *with_interval("accuracy_less_full"), cost)
+    early = table[table.policy != "full model"].dropna(
+        subset=["accuracy", "accuracy_less_full", cost], ignore_index=True
+    )
+    early = early.assign(full=early.accuracy - early.accuracy_less_full)
+    if early.empty:
+        return NOTHING
+    if cost == "speed_ratio":
+        return _accuracy_against_speed(early)
+    rows = early[early.epsilon == nearest(early.epsilon, TOLD[0])].to_dict("records")
+    blocks = [
+        f"{row['blocks']:.0%}{' of the blocks' * (not number)} on {row['task']}" for number, row in enumerate(rows)
+    ]
+    changes = [f"{interval(row, 'accuracy_less_full', '+.2f')} from {row['full']:.2f}" for row in rows]
+    said = f"**Early exit at ε = {rows[0]['epsilon']:g} runs {listed(blocks)}**; accuracy moves by {listed(changes)}"
+    changed = [row["changed_answers"] for row in rows]
+    return f"{said}." if pd.isna(changed).any() else f"{said}, and {numbers(changed, '.0%')} of the answers change."
+
+
+def _accuracy_against_speed(early: pd.DataFrame) -> str:
+    told = sorted({nearest(early.epsilon, wanted) for wanted in TOLD}, reverse=True)
+    phrases, changes = [], []
+    for epsilon in told:
+        row = early[early.epsilon == epsilon].iloc[0]
+        own = "" if phrases else " of its tokens the model's own"
+        same = "" if pd.isna(row.token_agreement) else f" ({row.token_agreement:.0%}{own})"
+        phrases.append(f"{pace(row)} with ε = {epsilon:g}{same}")
+    for task, part in (
+        early[early.epsilon.isin(told)].sort_values("epsilon", ascending=False).groupby("task", sort=False)
+    ):
+        moved = listed(interval(row, "accuracy_less_full", "+.2f") for row in part.to_dict("records"))
+        changes.append(f"on {task} by {moved}")
+    return f"**Beside the full model, early exit is {listed(phrases)}**; accuracy moves {listed(changes)}."
+
+
+def exits_and_speed(table: pd.DataFrame) -> str:
+    """What skipped blocks promise at one ε, and what the clock says.
+
+    Args:
+        table: epsilon, generated_blocks, passes_per_token, coverage, speed_ratio with its interval.
+    """
+    check_table(table, "epsilon", "generated_blocks", "passes_per_token", "coverage", *with_interval("speed_ratio"))
+    table = table[table.epsilon < 1].dropna(
+        subset=["generated_blocks", "passes_per_token", "coverage", "speed_ratio"], ignore_index=True
+    )
+    if table.empty:
+        return NOTHING
+    row = table[table.epsilon == nearest(table.epsilon, TOLD[0])].iloc[0]
+    promised, read = 1 / row.generated_blocks, 1 / row.passes_per_token
+    verdict = ("less speed than", "the speed that", "more speed than")[placed(row, "speed_ratio", promised) + 1]
+    return (
+        f"**Early exit brings {verdict} skipped blocks promise.** At ε = {row.epsilon:g}, {row.coverage:.0%} of the "
+        f"tokens exit: counted in blocks that makes {promised:.2f} times the full model's speed, in weights read "
+        f"{read:.2f}, and by the clock {interval(row, 'speed_ratio')}."
+    )
+
+
+def anytime_quality(table: pd.DataFrame) -> str:
+    """What the exits would be worth, if all tokens left there.
+
+    Args:
+        table: task, depth (the greatest is the full model's), agreement, and accuracy_less_full with its interval.
+    """
+    check_table(table, "task", "depth", "agreement", *with_interval("accuracy_less_full"))
+    heads = table[table.depth < table.depth.max()].dropna(subset=["agreement", "accuracy_less_full"], ignore_index=True)
+    if heads.empty:
+        return NOTHING
+    agreement = heads.groupby("depth").agreement.first()
+    ends = heads[heads.depth.isin([heads.depth.min(), heads.depth.max()])].sort_values("depth")
+    phrases = []
+    for task, part in ends.groupby("task", sort=False):
+        moved = [
+            f"{interval(r, 'accuracy_less_full', '+.2f')} at depth {r['depth']:g}" for r in part.to_dict("records")
+        ]
+        phrases.append(f"on {task} by {listed(moved)}")
+    return (
+        f"**{numbers(agreement, '.0%', 'or')} of the tokens would be the model's own choice if all left at "
+        f"{depths(agreement.index, 'or')}.** Accuracy would move {'; '.join(phrases)}."
+    )
+
+
+def acceptance_by_exit(table: pd.DataFrame) -> str:
+    """Acceptance of fixed exits by depth and number of drafts.
+
+    Args:
+        table: `Tuning.grid`; rows with a depth are told: kind, depth, draft_length, acceptance_rate.
+    """
+    check_table(table, "kind", "depth", "draft_length", "acceptance_rate")
+    fixed = table.dropna(subset=["depth", "draft_length", "acceptance_rate"], ignore_index=True)
+    if fixed.empty:
+        return NOTHING
+    rises, phrases, n = [], [], fixed.draft_length.min()
+    for kind, part in fixed.groupby("kind", sort=False):
+        ends = part[part.draft_length == part.draft_length.min()].sort_values("depth").iloc[[0, -1]]
+        longest = part[part.depth == ends.depth.iloc[1]].sort_values("draft_length").iloc[-1]
+        rises.append(ends.acceptance_rate.is_monotonic_increasing)
+        longer = longest.draft_length > ends.draft_length.iloc[1]
+        more = f" ({longest.acceptance_rate:.2f} with {longest.draft_length:.0f})" if longer else ""
+        rates = " to ".join(f"{row.acceptance_rate:.2f} at depth {row.depth:g}" for row in ends.itertuples())
+        phrases.append(f"from {rates} for {spoken(kind)}{more}")
+    verdict = "accepted more often" if all(rises) else "not always accepted more often"
+    drafts = "one draft" if n == 1 else f"{n:.0f} drafts"
+    return f"**Drafts from deeper exits are {verdict}.** With {drafts} a round, acceptance goes {listed(phrases)}."
+
+
+def tuned_speed(table: pd.DataFrame) -> str:
+    """DSSD's acceptance over LayerSkip's, their speeds, and the quickest of all.
+
+    Args:
+        table: one row a decoder: decoder, speed_ratio with its interval; and in the rows of LayerSkip's
+            acceptance_ratio, DSSD's acceptance over theirs, with its interval.
+    """
+    check_table(table, "decoder", *with_interval("speed_ratio"), *with_interval("acceptance_ratio"))
+    rows = table.dropna(subset="speed_ratio", ignore_index=True).set_index("decoder", drop=False)
+    rivals = rows.dropna(subset="acceptance_ratio")
+    ways = rows.drop(index=["plain", "transformers"], errors="ignore")
+    if ways.empty:
+        return NOTHING
+    said, told = [], ["DSSD"] if "DSSD" in ways.index else []
+    if len(rivals):
+        rival = rivals.loc["LayerSkip, our heads"] if "LayerSkip, our heads" in rivals.index else rivals.iloc[0]
+        told.append(rival.decoder)
+        paper = ("not", "in line with", "more than")[placed(rival, "acceptance_ratio", PAPERS_RATIO) + 1]
+        ratio = f"{interval(rival, 'acceptance_ratio')} times that of {spoken(rival.decoder)}"
+        said = [f"**DSSD's acceptance is {ratio}, {paper} the paper's {PAPERS_RATIO}.**"]
+    quickest = ways.loc[ways.speed_ratio.idxmax()]
+    speeds = [f"{spoken(name)} is {pace(ways.loc[name])}" for name in told if name != quickest.decoder]
+    speeds.append(f"the quickest, {spoken(quickest.decoder)}, is {pace(quickest)}")
+    return paragraph([*said, f"Beside plain decoding, {listed(speeds)}."])
+
+
+def acceptance_curve(table: pd.DataFrame) -> str:
+    """DSSD over LayerSkip, at the chosen ε and at the strictest.
+
+    Args:
+        table: decoder, epsilon, drafts_per_token; against, acceptance_ratio and relative_speed with their intervals.
+    """
+    check_table(table, "decoder", "epsilon", "drafts_per_token", "against", *with_interval("acceptance_ratio"))
+    shown = ["against", "epsilon", "acceptance_ratio", "relative_speed", "drafts_per_token"]
+    pairs = table.dropna(subset=shown, ignore_index=True).set_index("decoder", drop=False)
+    if pairs.empty:
+        return NOTHING
+    rival = "LayerSkip, our heads" if "LayerSkip, our heads" in set(pairs.against) else pairs.against.iloc[0]
+    pairs = pairs[pairs.against == rival]
+    chosen = pairs.loc["DSSD"] if "DSSD" in pairs.index else pairs.iloc[0]
+    strictest = pairs.iloc[pairs.epsilon.argmax()]
+    said = (
+        f"**Against {spoken(rival)}, DSSD as tuned (ε = {chosen.epsilon:g}) has {interval(chosen, 'acceptance_ratio')} "
+        f"times the acceptance at {interval(chosen, 'relative_speed')} times the speed**"
+    )
+    if strictest.epsilon > chosen.epsilon:
+        said += (
+            f"; at ε = {strictest.epsilon:g} it has {interval(strictest, 'acceptance_ratio')} at "
+            f"{interval(strictest, 'relative_speed')}, with {strictest.drafts_per_token:.2f} drafts per token in place "
+            f"of {chosen.drafts_per_token:.2f}"
+        )
+    reached = pairs[(pairs.acceptance_ratio >= PAPERS_RATIO) & (pairs.relative_speed >= 1)].epsilon.sort_values()
+    verdict = f"reached at ε = {numbers(reached, 'g')}" if len(reached) else "not reached"
+    return f"{said}. The paper's {PAPERS_RATIO} at no less speed is {verdict}."
+
+
+def predicted_speed(table: pd.DataFrame) -> str:
+    """Policies whose speed is predicted within 10%, and the worst prediction.
+
+    Args:
+        table: `check_predictions`.
+    """
+    check_table(table, "policy", "predicted", "measured", "error")
+    table = table.dropna(subset=["predicted", "measured", "error"], ignore_index=True)
+    if table.empty:
+        return NOTHING
+    within, worst = int((table.error.abs() <= 0.1).sum()), table.loc[table.error.abs().idxmax()]
+    return (
+        f"**Tokens per second are predicted within 10% for {of_all(within, len(table))} policies.** The median error "
+        f"is {table.error.abs().median():.1%}, the greatest {worst.error:+.0%} ({worst.policy}: {worst.predicted:.1f} "
+        f"predicted, {worst.measured:.1f} measured)."
+    )
+
+
+def speed_under_attack(table: pd.DataFrame) -> str:
+    """Speed of lossless decoding and agreement of early exit under attack.
+
+    Args:
+        table: mode, file, prompts, equal, agreement, speed_ratio with its interval.
+    """
+    check_table(table, "mode", "file", "prompts", "equal", "agreement", *with_interval("speed_ratio"))
+    lossless = table[table["mode"].str.startswith("lossless")].dropna(
+        subset=["equal", "speed_ratio"], ignore_index=True
+    )
+    sentences, left = [], []
+    if len(lossless):
+        same = lossless.equal.mean()
+        verdict = "Nothing tried here changes" if same == 1 else f"In {1 - same:.0%} of the texts, an attack changes"
+        slowest = []
+        for mode, part in lossless.groupby("mode", sort=False):
+            name = mode.removeprefix("lossless, ").replace("no ", "without ") if mode != "lossless" else ""
+            worst = interval(part.loc[part.speed_ratio.idxmin()], "speed_ratio")
+            slowest.append(f"{name} {worst}" if slowest else f"{worst} of plain decoding's speed {name}".strip())
+        sentences.append(f"**{verdict} what lossless decoding says**; at worst it has {', '.join(slowest)}.")
+    early = table[table["mode"] == "early exit"].dropna(subset="agreement", ignore_index=True)
+    files = early[early.prompts == "ordinary"].groupby("file", sort=False).agreement.first()
+    prompts = early[early.file == "honest"].groupby("prompts", sort=False).agreement.last()
+    for values, fair, attacked in (
+        (files, "honest", "forged thresholds"),
+        (prompts, "ordinary", "prompts found by search"),
+    ):
+        worst = values.drop(fair, errors="ignore")
+        if fair in values and len(worst):
+            left.append(f"{worst.min():.0%} with {attacked} ({fair}: {values[fair]:.0%})")
+    if left:
+        sentences.append(
+            f"Of early exit's tokens, the share that the model itself would have chosen is {listed(left)}."
+        )
+    return paragraph(sentences)
+
+
+def baselines(table: pd.DataFrame) -> str:
+    """The quickest ways, with the output kept and with final exits.
+
+    Args:
+        table: decoder, lossless, speed_ratio with its interval, token_agreement.
+    """
+    check_table(table, "decoder", "lossless", *with_interval("speed_ratio"), "token_agreement")
+    table = table[table.decoder != "plain"].dropna(subset="speed_ratio", ignore_index=True)
+    kept = table[table.lossless.astype(bool)]
+    final = table[~table.lossless.astype(bool)].dropna(subset="token_agreement", ignore_index=True)
+    sentences = []
+    if len(kept):
+        faster = int(((kept.speed_ratio_low > 1) & (kept.speed_ratio_high > kept.speed_ratio_low)).sum())
+        first, last = kept.loc[kept.speed_ratio.idxmax()], kept.loc[kept.speed_ratio.idxmin()]
+        sentences.append(
+            f"**Of the ways that keep the output, {of_all(faster, len(kept))} are certainly faster than plain "
+            f"decoding.** The quickest, {spoken(first.decoder)}, is {pace(first)}; the last, {spoken(last.decoder)}, "
+            f"is {pace(last)}."
+        )
+    if len(final):
+        best = final.loc[final.speed_ratio.idxmax()]
+        sentences.append(
+            f"Where exits are final, {spoken(best.decoder)} is the quickest, {pace(best)}, with "
+            f"{best.token_agreement:.0%} of its tokens the model's own."
+        )
+    return paragraph(sentences)
+
+
+def speed_against_agreement(table: pd.DataFrame) -> str:
+    """Methods on and off the Pareto front of speed and agreement.
+
+    Args:
+        table: decoder, method, speed_ratio, token_agreement.
+    """
+    check_table(table, "decoder", "method", "speed_ratio", "token_agreement")
+    table = table.dropna(subset=["speed_ratio", "token_agreement"], ignore_index=True)
+    if table.empty:
+        return NOTHING
+    front = table[on_front(table.token_agreement, 1 / table.speed_ratio)].sort_values("speed_ratio")
+    ends = [
+        f"{spoken(row.decoder)} (speed {row.speed_ratio:.2f}, agreement {row.token_agreement:.0%})"
+        for row in front.iloc[[0, -1] if len(front) > 1 else [0]].itertuples()
+    ]
+    where = f"goes from {' to '.join(ends)}" if len(ends) > 1 else f"is {ends[0]} alone"
+    off = [spoken(name) for name in table.method.unique() if name not in set(front.method)]
+    if not off:
+        return f"**Every method has a place on the front of speed and agreement**, which {where}."
+    have, their = ("have", "their") if len(off) > 1 else ("has", "its")
+    return (
+        f"**{capitalised(listed(off))} {have} no place on the front of speed and agreement**: for each of {their} "
+        f"settings another is no slower and agrees no less. The front {where}."
+    )
+
+
+def popular_claims(table: pd.DataFrame) -> str:
+    """Speed and accuracy at thresholds on max_prob, beside what is claimed.
+
+    Args:
+        table: one row per threshold and task: threshold, speed_ratio with its interval, compute_saved, task,
+            value_less_full with its interval.
+    """
+    check_table(table, "threshold", *with_interval("speed_ratio"), "task", *with_interval("value_less_full"))
+    rows = (
+        table.dropna(subset="speed_ratio", ignore_index=True)
+        .drop_duplicates("threshold")
+        .sort_values("threshold")
+        .to_dict("records")
+    )
+    if not rows:
+        return NOTHING
+    least, most = CLAIMED_SPEEDS
+    reach = [f"{row['threshold']:g}" for row in rows if placed(row, "speed_ratio", least) >= 0]
+    verdict = (
+        f"the claimed {least:g} is within reach at {listed(reach)}"
+        if reach
+        else f"not the claimed {least:g} to {most:g}"
+    )
+    speeds = [f"{interval(row, 'speed_ratio')} at {row['threshold']:g}" for row in rows]
+    slower = [f"{row['threshold']:g}" for row in rows if row["speed_ratio"] < 1]
+    said = f"**Thresholds on max_prob give {listed(speeds)} times plain decoding's speed, {verdict}**"
+    said += f"; at {listed(slower)} that is slower." if slower else "."
+    scored = table.dropna(subset="value_less_full", ignore_index=True)
+    if scored.empty:
+        return said
+    worst = scored.loc[scored.value_less_full.idxmin()]
+    return (
+        f"{said} Accuracy changes by {interval(worst, 'value_less_full', '+.2f')} at worst "
+        f"({worst.task.removeprefix('offline_')} at {worst.threshold:g})."
+    )
+
+
+def agreement_and_speed(table: pd.DataFrame) -> str:
+    """Whether the largest of several models gains more than the smallest.
+
+    Args:
+        table: `read_sizes`.
+    """
+    check_table(table, "model", "parameters", "measure", "at", *with_interval("value"))
+    models = table.drop_duplicates("model").sort_values("parameters", kind="stable").model.tolist()
+    if len(models) < 2:
+        return f"**Only {models[0]} was measured**: there is nothing to compare it with."
+    verdicts = larger_gain_more(table.dropna(subset="value", ignore_index=True), models[0], models[-1])
+    phrases = []
+    for measure, gain, place in (
+        ("agreement", "agrees more", "depths"),
+        ("blocks saved", "saves more blocks", "ε"),
+        ("speed", "gains more speed", "comparisons"),
+    ):
+        of = verdicts[verdicts.measure.str.endswith(measure)] if len(verdicts) else verdicts
+        judged, single = of[of.verdict != "one run"], of[of.verdict == "one run"]
+        if len(judged):
+            more, less = (int((judged.verdict == name).sum()) for name in ("more", "less"))
+            phrases.append(f"{gain} at {of_all(more, len(judged))} {place} and less at {less or 'none'}")
+        elif len(single):
+            phrases.append(
+                f"{gain} at {of_all(int((single.difference > 0).sum()), len(single))} {place} (one run each)"
+            )
+    if not phrases:
+        return NOTHING
+    return f"**Against {models[0]}, {models[-1]} {listed(phrases)}**; the rest is undecided."
