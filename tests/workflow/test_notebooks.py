@@ -126,8 +126,16 @@ def test_the_first_notebook_works_where_there_are_no_heads_and_keeps_none(tmp_pa
     command += [str(tmp_path / "00.ipynb"), "--parameters", json.dumps(given | SMALL["00_quickstart"])]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    fresh = eelib.Workspace("small", tmp_path)
-    assert (fresh.figures / "00_quickstart.csv").is_file() and not fresh.heads.exists() and not fresh.corpus.exists()
+    assert not (tmp_path / "data").exists() and not (tmp_path / "figures").exists(), "what it made is not kept"
+
+
+@ON_PYTHIA
+def test_the_first_notebook_ends_with_what_was_gained_and_shows_no_bars(pythia):
+    cells = nbformat.read(pythia.runs / "00_quickstart.ipynb", as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "as fast as plain decoding" in outputs[-1]["data"]["text/markdown"]
+    assert all(len(cell.source.splitlines()) < 15 for cell in cells if cell.cell_type == "code")
 
 
 @ON_PYTHIA
