@@ -4,6 +4,8 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 
 def table_html(title: str, rows: Iterable[Sequence[object]], columns: Sequence[str] = ()) -> str:
     """A small HTML table; whatever stands in it is escaped.
@@ -24,6 +26,7 @@ def table_html(title: str, rows: Iterable[Sequence[object]], columns: Sequence[s
 
 def shown(value: object) -> str:
     """A value as people read it: three digits of a fraction, names of a mapping, yes or no; "–" for nothing."""
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from tiny import drawn, prompts, random_heads
@@ -19,8 +20,9 @@ def decoded(llama):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "–"), (float("nan"), "–"), (True, "yes"), (12345, "12,345"), (0.12345, "0.123"), (12345.6, "12,346"),
-        ({2: 1, 4: None}, "2: 1, 4: –"), ((1, 2), "1, 2"), ((), "–"), ("as it is", "as it is"),
+        (None, "–"), (float("nan"), "–"), (True, "yes"), (np.bool_(False), "no"), (12345, "12,345"),
+        (0.12345, "0.123"), (12345.6, "12,346"), ({2: 1, 4: None}, "2: 1, 4: –"), ((1, 2), "1, 2"),
+        ((), "–"), ("as it is", "as it is"),
     ],
 )  # fmt: skip
 def test_values_are_shown_as_people_read_them(value, text):
