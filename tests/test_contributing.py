@@ -67,6 +67,12 @@ def test_there_are_five_recipes():
         assert re.search(r"```python\n# \S+\n", section), recipe
 
 
+def test_it_names_every_room():
+    row = TEXT.partition("## Where things are")[2].partition("## ")[0]
+    rooms = {path.stem for path in (PROJECT / "eelib").iterdir() if path.stem[0] != "_"}
+    assert rooms <= set(re.findall(r"\w+", row))
+
+
 def test_it_is_short():
     assert len(TEXT.split()) < 900
 
