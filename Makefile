@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full sizes models test test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify
+.PHONY: help paper paper-full sizes models test test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -32,6 +32,9 @@ models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 
 
 test: $(READY) $(OFFLINE)  ## run the tests, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-quick: $(READY)  ## run most tests, on tiny random models: under two minutes
+	@$(BIN)/python -m pytest -n 2 -m "not slow and not long" $(QUICK) $(ARGS)
 
 test-versions: $(READY)  ## run a part of the tests with the oldest and the newest transformers that are allowed
 	@$(BIN)/python tests/versions.py

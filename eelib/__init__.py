@@ -8,8 +8,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "backbone", "baselines", "calibration", "confidence", "corpus", "decoding", "errors", "evaluation", "heads",
-        "packaged", "plotting", "reporting", "settings", "statistics", "timing", "workspace",
+        "backbone", "baselines", "calibration", "confidence", "corpus", "decoding", "display", "errors", "evaluation",
+        "heads", "packaged", "plotting", "reporting", "settings", "statistics", "timing", "workspace",
     ],
     submod_attrs={
         "backbone.segments": ["Backbone"],

@@ -12,8 +12,8 @@ from tiny import PROJECT
 import eelib
 
 CORE = (
-    "errors settings statistics workspace timing packaged backbone corpus heads confidence calibration decoding".split()
-)  # fmt: skip
+    "errors display settings statistics workspace timing packaged backbone corpus heads confidence calibration decoding"
+).split()
 WORKBENCH = ("evaluation", "baselines")
 ROOMS = [*CORE, *WORKBENCH, "plotting", "reporting"]
 """A room imports only from those before it; what draws and what reports, only from those in `ALLOWED`."""

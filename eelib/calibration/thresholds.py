@@ -14,6 +14,7 @@ from eelib.calibration.cascade import TARGETS, HeadScores
 from eelib.calibration.risk_control import control_risk
 from eelib.confidence.metrics import check_thresholds
 from eelib.confidence.separation import curve_of
+from eelib.display import shown, table_html
 from eelib.errors import InvalidInputError
 from eelib.settings import Number, check_known, settle
 from eelib.statistics import mean_interval, ratio_interval
@@ -77,6 +78,18 @@ class Calibration:
         Keep it where whoever can change the file cannot.
         """
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        thresholds = ", ".join(f"{d}: {shown(t)}" for d, t in zip(self.depths, self.thresholds, strict=True))
+        return f"Calibration({self._promise()}, thresholds {{{thresholds}}})"
+
+    def _repr_html_(self) -> str:
+        columns = [str(name).replace("_", " ") for name in self.table]
+        return table_html(f"Calibration: {self._promise()}", self.table.values.tolist(), columns)
+
+    def _promise(self) -> str:
+        risk = "" if self.delta is None else f", δ = {self.delta:g}"
+        return f"{self.metric}, {self.target.replace('_', ' ')} ε = {self.epsilon:g}, {self.method}{risk}"
 
     def to_json(self, path: str | Path) -> None:
         """Write the calibration and its digest to a JSON file, atomically."""

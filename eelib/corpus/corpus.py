@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone.teacher import Teacher
 from eelib.corpus.documents import SHORTEST, CorpusConfig, read_tokenized, write_documents
+from eelib.display import table_html
 from eelib.errors import CorpusError
 from eelib.workspace import atomic_write, expanded
 
@@ -50,6 +51,16 @@ class Corpus:
     loss_mask: dict[str, list[Tensor]]
     written: int
     made_of: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Corpus({', '.join(f'{split}: {len(getattr(self, split))} documents' for split in SPLITS)})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for split in SPLITS:
+            texts, masks = getattr(self, split), self.loss_mask[split]
+            rows.append((split, len(texts), sum(map(len, texts)), sum(int(mask.sum()) for mask in masks)))
+        return table_html("Corpus", rows, ("split", "documents", "tokens", "loss tokens"))
 
     def save(self, folder: str | Path) -> None:
         """Write one parquet file per split (`tokens`, `loss_mask`), and corpus.json."""

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from eelib.errors import InvalidInputError
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -48,7 +50,7 @@ class Sampling:
 
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, Tensor]:
         probabilities = scores.softmax(-1)[0]
-        return torch.multinomial(probabilities, 1).item(), probabilities
+        return _drawn(probabilities), probabilities
 
     def judge(self, draft: Draft, scores: Float[Tensor, "1 vocab"]) -> int:
         """The final token: the draft if accepted, else a correction."""
@@ -59,4 +61,14 @@ class Sampling:
             return draft.token
         rest = (p - q).clamp(min=0)
         # p = q up to rounding: then nothing is left over, and x was rejected by rounding alone
-        return torch.multinomial(rest if rest.sum() > 0 else p, 1).item()
+        return _drawn(rest if rest.sum() > 0 else p)
+
+
+def _drawn(weights: Float[Tensor, " vocab"]) -> int:
+    try:
+        return torch.multinomial(weights, 1).item()
+    except RuntimeError as error:
+        raise InvalidInputError(
+            "Nothing to sample from: scores are NaN or infinite, of the model or after the logits processors "
+            f"({error})."
+        ) from error

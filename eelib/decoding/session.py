@@ -18,6 +18,7 @@ from eelib.decoding.branches import branch
 from eelib.decoding.frontier import Frontier, exact_is_affordable
 from eelib.decoding.options import attended
 from eelib.decoding.policies import Never, Policy
+from eelib.display import table_html
 from eelib.errors import HeadsError, InvalidInputError, UnsupportedError
 from eelib.heads.exit_heads import ExitHeads
 
@@ -66,6 +67,22 @@ class DecodingStats:
     def tokens_per_second(self) -> float:
         return self.emitted / self.seconds
 
+    def __repr__(self) -> str:
+        return (
+            f"DecodingStats({self.emitted} tokens in {self.seconds:.2f} s, {self.rounds} rounds, "
+            f"{self.accepted} of {self.drafted} drafts accepted{', exact' if self.exact else ''})"
+        )
+
+    def _repr_html_(self) -> str:
+        rounds = f"{self.rounds:,}"
+        if self.rounds:  # the first token comes from prefill, which is no round
+            rounds += f" ({max(0, self.emitted - 1) / self.rounds:.2f} tokens a round)"
+        accepted = f"{self.accepted:,}" + (f" ({self.acceptance_rate:.0%})" if self.drafted else "")
+        rows = [("new tokens", self.emitted), ("rounds", rounds), ("drafts", self.drafted), ("accepted", accepted)]
+        rows += [("head asked, by depth", self.head_positions)] if self.head_positions else []
+        rows += [("seconds", self.seconds), ("tokens per second", self.tokens_per_second), ("exact", self.exact)]
+        return table_html("DecodingStats", rows)
+
 
 @dataclass(frozen=True)
 class DecodingOutput:
@@ -86,6 +103,16 @@ class DecodingOutput:
     sequences: Int[Tensor, "1 position"]
     trace: pd.DataFrame
     stats: DecodingStats
+
+    def __repr__(self) -> str:
+        return f"DecodingOutput(sequences={list(self.sequences.shape)}, trace={len(self.trace)} rows, {self.stats!r})"
+
+    def _repr_html_(self) -> str:
+        prompt = self.sequences.shape[1] - self.stats.emitted
+        return (
+            table_html("DecodingOutput", [("sequences", f"{prompt} tokens of the prompt, {self.stats.emitted} new")])
+            + self.stats._repr_html_()
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "block_shares",
             "compare",
             "mismatches",
+            "speed_in_words",
             "acceptance_ratios",
             "summarise",
             "token_agreement",

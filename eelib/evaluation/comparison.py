@@ -108,7 +108,9 @@ def mismatches(
     rows = []
     for run in first[~first.equal].itertuples():
         own, theirs = (getattr(output, "sequences", output)[0] for output in (run.output, texts[run.prompt]))
-        found = first_mismatch(model, prompts[run.prompt].shape[1], own, theirs)
+        prompt_length = prompts[run.prompt].shape[1]
+        longest = max(len(own), len(theirs)) - prompt_length  # said, so that transformers need not guess and warn
+        found = first_mismatch(model, prompt_length, own, theirs, max_new_tokens=longest)
         rows.append({"decoder": run.decoder, "prompt": run.prompt, **found})
     columns = ["decoder", "prompt", "first_mismatch", "gap", "rounding", "near_tie"]
     return pd.DataFrame(rows, columns=columns).astype({"near_tie": bool})
@@ -196,3 +198,31 @@ def acceptance_ratios(runs: pd.DataFrame, ours: Sequence[str], rivals: Sequence[
         for name in ours
         for rival in rivals
     ])  # fmt: skip
+
+
+def speed_in_words(runs: pd.DataFrame, names: Sequence[str], reference: str = "plain") -> str:
+    """What drafts gained on one prompt, as a sentence.
+
+    Args:
+        names: decoders; the fastest is told of, of those that wrote the same text no slower if there are such.
+        reference: the one that they are compared with.
+    """
+    ratios = runs[runs.decoder.isin(names)].groupby("decoder").agg({"speed_ratio": "median", "equal": "all"})
+    ratios["gain"] = ratios.equal & (ratios.speed_ratio >= 1)
+    row = ratios.sort_values(["gain", "speed_ratio"]).iloc[-1]
+    first = runs[runs.decoder == row.name].iloc[0]
+    text = f"{row.name} wrote {'the same ' if row.equal else ''}{first.emitted:.0f} tokens"
+    if abs(row.speed_ratio - 1) < 0.05:
+        text += f" as fast as {reference} decoding"
+    else:
+        text += f" {row.speed_ratio:.1f} times as fast as {reference} decoding"
+    if not row.equal:
+        other = runs[runs.decoder == reference].iloc[0]
+        ours, theirs = (getattr(output, "sequences", output)[0].tolist() for output in (first.output, other.output))
+        shorter = min(len(ours), len(theirs))
+        same = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+        text += f", the first {same - (len(ours) - first.emitted)} of them the same"
+    if row.speed_ratio < 1.05 and first.rounds > 0:
+        a_round = (first.emitted - 1) / first.rounds
+        text += f": {a_round:.1f} tokens a round do not pay for drafts and verification on this machine"
+    return text + "."

@@ -19,6 +19,7 @@ from eelib.backbone.fingerprints import sketch
 from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import TeacherOutputs
 from eelib.backbone.tokens import sequences_of
+from eelib.display import shown, table_html
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.heads.hub import push_heads, read_heads, write_heads
 from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
@@ -154,6 +155,20 @@ class ExitHeads(nn.Module):
             "Heads cannot be pickled, since their model would go with them: use `save_pretrained` and "
             "`from_pretrained`, or torch.save their state_dict()."
         )
+
+    def __repr__(self) -> str:
+        return f"ExitHeads({self.config.kind}, at depths {shown(self.depths)} of {self.backbone.n_blocks})"
+
+    def _repr_html_(self) -> str:
+        agreement = {row["depth"]: row["agreement"] for row in self.training_record.get("validation", [])}
+        drafted = self.config.draft_vocab_size or self.backbone.vocab_size
+        rows = [
+            ("kind", self.config.kind), ("depths", f"{shown(self.depths)} of {self.backbone.n_blocks} blocks"),
+            ("draft vocabulary", f"{drafted:,} of {self.backbone.vocab_size:,} tokens"),
+            ("parameters trained", self.parameter_count()["trained"]),
+        ]  # fmt: skip
+        rows += [("agreement on held-out text, by depth", agreement)] if agreement else []
+        return table_html("ExitHeads", rows)
 
     @property
     def depths(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from eelib.backbone.segments import Backbone
 from eelib.backbone.teacher import Teacher
 from eelib.corpus.corpus import Corpus, load_corpus
 from eelib.corpus.documents import CorpusConfig
+from eelib.display import table_html
 from eelib.errors import EelibError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads, HeadConfig
 from eelib.heads.training import TrainConfig, train_heads
@@ -53,6 +54,11 @@ class Recipe:
     training: TrainConfig = field(default_factory=TrainConfig)
     cache_teacher: bool = True
     fused: Mapping[str, object] | None = None
+
+    def _repr_html_(self) -> str:
+        rows = [("corpus", _changed(self.corpus)), ("heads", self.heads), ("fused", self.fused)]
+        rows += [("training", _changed(self.training)), ("cache_teacher", self.cache_teacher)]
+        return table_html("Recipe: what differs from the defaults", rows)
 
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, object] | None = None, seed: int = 0) -> "Recipe":
@@ -103,15 +109,23 @@ class Recipe:
         return cls(**made, cache_teacher=changes.get("cache_teacher", loaded.get("cache_teacher", True)))
 
 
+def _changed(config: CorpusConfig | TrainConfig) -> dict[str, object]:
+    """The settings that are not the default ones."""
+    default = type(config)()
+    return {name: value for name, value in vars(config).items() if value != getattr(default, name)}
+
+
 def small_recipe(model: PreTrainedModel, seed: int = 0) -> Recipe:
-    """Recipe for small heads: about a minute on two cores (135M parameters)."""
+    """Recipe of one small `fused` head that drafts, for a first look.
+
+    About a minute on two cores (135M parameters).
+    """
     few = 4096 if Backbone.of(model).vocab_size > 4096 else None
     shallow = min(2, Backbone.of(model).n_blocks - 1)
     return Recipe(
         CorpusConfig(documents=300, length=96, prompt_length=32, batch_size=300, int8=True, seed=seed),
-        {"depths": 4, "draft_vocab_size": few, "seed": seed},
+        {"depths": [shallow], "kind": "fused", "draft_vocab_size": few, "seed": seed},
         TrainConfig(epochs=3, batch_size=2, learning_rate=2e-3, sampled_classes=1024, seed=seed),
-        fused={"depths": [shallow], "draft_vocab_size": few, "seed": seed},
     )
 
 

@@ -63,7 +63,7 @@ def at_depths(values: pd.Series, form: str = ".2f") -> str:
 
 
 def holders(names: pd.Series) -> str:
-    """Names by depth: "`a` at depth 6, `b` at depths 12 and 18"; a single one without."""
+    """Names by depth, "`a` at depth 6, `b` at depth 12"."""
     if names.nunique() == 1:
         return f"`{names.iloc[0]}`"
     return ", ".join(f"`{name}` at {depths(part.index)}" for name, part in names.groupby(names, sort=False))

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import eelib
 from eelib.decoding.acceptance import Draft, Sampling
+from eelib.errors import InvalidInputError
 
 DRAWS = 400
 UNLIKELY = 1e-5
@@ -167,3 +168,9 @@ def test_sampling_with_early_exit_speaks_the_heads_mind(llama):
         max_new_tokens=20,
     )  # fmt: skip
     assert set(out.trace.depth[1:]) == {3}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_no_distribution_are_refused(score):
+    with pytest.raises(InvalidInputError, match="Nothing to sample from"):
+        Sampling().draw(torch.tensor([[0.0, score]]))

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +123,50 @@ def test_token_agreement_and_mismatches(llama):
     runs = comparison.compare({"plain": plain, "early": early}, asked, reference="plain")
     agreed = comparison.token_agreements(llama, runs, asked)
     assert agreed["plain"] == 1 and agreed["early"] < 0.8
-    found = comparison.mismatches(llama, runs, asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # transformers has one where no length is said
+        found = comparison.mismatches(llama, runs, asked)
     assert set(found.decoder) == {"early"} and not found.near_tie.all() and (found.first_mismatch >= 0).all()
     assert comparison.mismatches(llama, runs[runs.decoder == "plain"], asked).empty
+
+
+def timed(ratios: dict[str, float], texts: dict[str, list[int]], rounds: int = 2) -> pd.DataFrame:
+    """Runs as `compare` has them, of one prompt of two tokens."""
+    rows = [
+        {
+            "decoder": name, "prompt": 0, "repeat": repeat, "speed_ratio": ratio,
+            "equal": texts[name] == texts["plain"], "emitted": len(texts[name]), "rounds": rounds,
+            "output": torch.tensor([[8, 9, *texts[name]]]),
+        }
+        for name, ratio in ratios.items()
+        for repeat in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("quick", "exact", "said"),
+    [
+        ((1.5, [1, 2, 3]), (1.2, [1, 2, 3]), "DSSD wrote the same 3 tokens 1.5 times as fast as plain decoding."),
+        ((1.5, [1, 4, 3]), (1.2, [1, 2, 3]), "exact wrote the same 3 tokens 1.2 times as fast as plain decoding."),
+        (
+            (1.5, [1, 4, 3]), (1.2, [5, 2, 3]),
+            "DSSD wrote 3 tokens 1.5 times as fast as plain decoding, the first 1 of them the same.",
+        ),
+        (
+            (0.7, [1, 2, 3]), (0.6, [1, 2, 3]),
+            "DSSD wrote the same 3 tokens 0.7 times as fast as plain decoding: 1.0 tokens a round do not pay for "
+            "drafts and verification on this machine.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_gained_is_said_in_a_sentence(quick, exact, said):
+    ratios = {"plain": 1.0, "DSSD": quick[0], "exact": exact[0]}
+    runs = timed(ratios, {"plain": [1, 2, 3], "DSSD": quick[1], "exact": exact[1]})
+    assert comparison.speed_in_words(runs, ["DSSD", "exact"]) == said
+
+
+def test_a_text_that_ends_sooner_is_the_same_so_far():
+    runs = timed({"plain": 1.0, "DSSD": 1.0}, {"plain": [1, 2, 3], "DSSD": [1, 2]})
+    said = comparison.speed_in_words(runs, ["DSSD"])
+    assert said.startswith("DSSD wrote 2 tokens as fast as plain decoding, the first 2 of them the same: 0.5 tokens")

@@ -131,8 +131,22 @@ def test_the_first_notebook_works_where_there_are_no_heads_and_keeps_none(tmp_pa
     command += [str(tmp_path / "00.ipynb"), "--parameters", json.dumps(given | SMALL["00_quickstart"])]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    fresh = eelib.Workspace("small", tmp_path)
-    assert (fresh.figures / "00_quickstart.csv").is_file() and not fresh.heads.exists() and not fresh.corpus.exists()
+    assert not (tmp_path / "data").exists() and not (tmp_path / "figures").exists(), "what it made is not kept"
+    tells_what_was_gained(tmp_path / "00.ipynb")
+
+
+@ON_PYTHIA
+def test_the_first_notebook_ends_with_what_was_gained(pythia):
+    tells_what_was_gained(pythia.runs / "00_quickstart.ipynb")
+
+
+def tells_what_was_gained(executed: Path) -> None:
+    """In its last output, and shows no progress bars or warnings on the way."""
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "as fast as plain decoding" in outputs[-1]["data"]["text/markdown"]
+    assert all(len(cell.source.splitlines()) < 15 for cell in cells)
 
 
 @ON_PYTHIA
