@@ -1,8 +1,18 @@
 import pandas as pd
 import pytest
+import torch
+from tiny import PROJECT, letters, tiny_model
 
+import eelib
 from eelib.errors import InvalidInputError
-from eelib.evaluation.sizes import PYTHIA_SIZES, gain_by_size, larger_gain_more, read_sizes
+from eelib.evaluation.sizes import (
+    PYTHIA_SIZES,
+    gain_by_size,
+    larger_gain_more,
+    mlp_head_parameters,
+    read_sizes,
+    training_cost_by_size,
+)
 
 
 def test_no_exits_cost_the_heads_and_exits_pay_more_on_larger_models():
@@ -17,6 +27,19 @@ def test_no_exits_cost_the_heads_and_exits_pay_more_on_larger_models():
     weights, full = 32 * 12 * 2560**2, 32 * 12 * 2560**2 + 50304 * 2560
     read = 0.5 * 6 / 32 * weights + 0.5 * full + 2.5 * half.head_share["2.8B"] * full
     assert half.speed_ratio_computed["2.8B"] == pytest.approx(full / read)
+
+
+def test_what_training_is_computed_to_cost():
+    model = tiny_model("gpt_neox", torch.float32)
+    heads = eelib.ExitHeads.init(model, 2, "mlp", 8, sequences=[torch.arange(20)], tokenizer=letters())
+    assert heads.parameter_count()["trained"] == 2 * mlp_head_parameters(model.config.hidden_size)
+    table = training_cost_by_size().set_index("size")
+    assert list(table.index) == list(PYTHIA_SIZES)
+    assert table.heads_share["2.8B"] < table.heads_share["70M"]
+    assert (table.linear_share > table.heads_share).all() and table.gigabytes.is_monotonic_increasing
+    assert training_cost_by_size(2 * 8_192_000).minutes.tolist() == pytest.approx((2 * table.minutes).tolist())
+    written = pd.read_csv(PROJECT / "docs" / "results" / "heads_pythia.csv").set_index("size")
+    pd.testing.assert_frame_equal(written, table, rtol=1e-4, check_dtype=False)
 
 
 def folder_of(tmp_path, name, parameters, agreement, speed):
