@@ -7,9 +7,10 @@ LAB_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+SITE_READY := .venv/.site-ready
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full sizes models test test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify
+.PHONY: help paper paper-full sizes models test test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify site
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -69,6 +70,9 @@ publish: $(READY)  ## take over the tables of figures/, and write README and doc
 verify: $(READY)  ## fail where README, docs or their tables are not what was published
 	@$(BIN)/python -m workflow.publish --check
 
+site: $(SITE_READY)  ## build the docs into site/, with the outputs of the notebooks that were run, and check every link
+	@$(BIN)/python -m workflow.site
+
 lint: $(READY)  ## check style and formatting, notebooks too
 	@$(BIN)/ruff check eelib workflow tests notebooks
 	@$(BIN)/ruff format --check eelib workflow tests notebooks
@@ -83,6 +87,11 @@ $(READY): pyproject.toml constraints.txt
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
 		git config --local filter.nbstripout.clean '$(BIN)/python -m nbstripout' && \
 		git config --local filter.nbstripout.smudge cat; fi || true
+	@touch $@
+
+# What only the site needs is installed only for it.
+$(SITE_READY): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # The recipe fetches both and looks for itself what is missing; they age with nothing.

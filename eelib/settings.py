@@ -69,9 +69,13 @@ class Number:
 
 
 COUNT = Number(least=1, whole=True)
+"""A whole number from 1 on."""
 POSITIVE = Number(above=0)
+"""A number above 0."""
 SEED = Number(least=0, whole=True)
+"""A whole number from 0 on."""
 SHARE = Number(least=0, most=1)
+"""A number from 0 to 1."""
 
 
 def flag(name: str, value: Any) -> bool:

@@ -21,6 +21,7 @@ from eelib.statistics import mean_interval, ratio_interval
 from eelib.workspace import atomic_write, expanded
 
 METHODS = ("empirical", "cascade", "risk")
+"""The methods of `calibrate`."""
 _CHANCE = Number(above=0, below=1)
 
 

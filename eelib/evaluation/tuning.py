@@ -43,6 +43,7 @@ class Setting:
 
 
 PLAIN = Setting("plain", Never())
+"""Plain decoding: the full model, token by token."""
 
 
 def dssd_settings(

