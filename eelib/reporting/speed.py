@@ -328,9 +328,9 @@ def popular_claims(table: pd.DataFrame) -> str:
         if reach
         else f"not the claimed {least:g} to {most:g}"
     )
-    speeds = [f"{interval(row, 'speed_ratio')} at {row['threshold']:g}" for row in rows]
+    speeds, tried = listed(interval(row, "speed_ratio") for row in rows), numbers((r["threshold"] for r in rows), "g")
     slower = [f"{row['threshold']:g}" for row in rows if row["speed_ratio"] < 1]
-    said = f"**Thresholds on max_prob give {listed(speeds)} times plain decoding's speed, {verdict}**"
+    said = f"**On max_prob, thresholds of {tried} give {speeds} times plain decoding's speed, {verdict}**"
     said += f"; at {listed(slower)} that is slower." if slower else "."
     scored = table.dropna(subset="value_less_full", ignore_index=True)
     if scored.empty:
