@@ -185,7 +185,7 @@ class Session:
         self._read = attended(call.model, call.input_ids, call.generation_config, call.model_kwargs, call.given)
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
-            raise UnsupportedError("exact=True does not support masked tokens: remove them from the prompt.")
+            raise UnsupportedError("exact=True with masked tokens is not supported: remove them from the prompt.")
         self._reads_previous = call.heads is not None and call.heads.reads_previous
         if self._reads_previous and not call.verify:
             raise UnsupportedError(
