@@ -25,7 +25,10 @@ def table_html(title: str, rows: Iterable[Sequence[object]], columns: Sequence[s
 
 
 def shown(value: object) -> str:
-    """A value as people read it: three digits of a fraction, names of a mapping, yes or no; "–" for nothing."""
+    """A value as people read it.
+
+    Three digits of a fraction, names of a mapping, yes or no; "–" for nothing.
+    """
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"

@@ -1,1 +1,4 @@
-"""The docs site: collected pages, built by Sphinx into site/, with every link checked (`python -m workflow.site`)."""
+"""Docs site, built by Sphinx, with every link checked.
+
+`python -m workflow.site` writes it into site/.
+"""

@@ -1,4 +1,4 @@
-"""Builds the site into site/, without a network and without running any notebook: `python -m workflow.site`."""
+"""Build the site, without a network, running no notebook."""
 
 import shutil
 import sys
@@ -14,6 +14,7 @@ PROJECT = HERE.parents[1]
 
 
 def main() -> int:
+    """Build the site; return the exit status."""
     source, built = PROJECT / "build" / "site", PROJECT / "site"
     for folder in (source, built):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The API pages: one for each room of eelib with every public name, and docstrings as the Markdown that they are."""
+"""API pages: one per room, with every public name."""
 
 import ast
 import importlib
@@ -16,12 +16,15 @@ SECTIONS = {"Args", "Raises", "Returns", "Yields", "Attributes", "Example", "Exa
 
 
 def rooms() -> list[str]:
-    """The rooms, and the modules that stand beside them, in alphabetical order."""
+    """Rooms and the modules beside them, in alphabetical order."""
     return sorted(name for name in eelib.__all__ if inspect.ismodule(getattr(eelib, name)))
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """What a room offers, its modules among it; of a module without `__all__`, what it defines itself."""
+    """Public names of a room or module, modules included.
+
+    Without `__all__`, those that the module defines itself.
+    """
     if hasattr(module, "__all__"):
         return sorted(module.__all__)
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -29,12 +32,15 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def api_pages() -> dict[str, str]:
-    """The sources of the API pages, in reStructuredText, by where they are on the site."""
+    """Sources of the API pages in reStructuredText, by path."""
     return {"api/index.rst": _front_page()} | {f"api/{room}.rst": _room_page(room) for room in rooms()}
 
 
 def at_home() -> dict[str, str]:
-    """Where each name at the front door is described: `eelib.decoding.generate`, or at the door if no room has it."""
+    """Full name of each name at the front door.
+
+    Such as `eelib.decoding.generate`; a name that no room has is described at the door.
+    """
     homes = {}
     for name in sorted(set(public_names(eelib)) - set(rooms())):
         offering = (room for room in rooms() if name in public_names(importlib.import_module(f"{FRONT}.{room}")))
@@ -57,7 +63,7 @@ def _front_page() -> str:
 
 
 def _cell(text: str) -> list[str]:
-    """The first sentence of a docstring, as the second cell of a row."""
+    """First sentence of a docstring, as a cell."""
     sentence = " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
     return ["     - .. markdown::", "", f"          {re.split(r'(?<=[.]) ', sentence)[0]}"]
 
@@ -97,7 +103,10 @@ def _entry(owner: str, name: str) -> list[str]:
 
 
 def docstring(owner: str, name: str) -> str:
-    """What is said of a public name: its docstring, or of a constant the string behind its assignment. "" for none."""
+    """Docstring of a public name, or "".
+
+    For a constant, the string behind its assignment.
+    """
     value = getattr(importlib.import_module(owner), name)
     if inspect.ismodule(value) or inspect.isclass(value) or inspect.isroutine(value):
         return value.__doc__ or ""
@@ -106,11 +115,13 @@ def docstring(owner: str, name: str) -> str:
     for module in filter(inspect.ismodule, modules):
         if (found := _constant_docstring(module, name)) is not None:
             return found
+        if module is not package and hasattr(module, "__path__") and name in module.__all__:  # a room of the front door
+            return docstring(module.__name__, name)
     return ""
 
 
 def _constant_docstring(module: ModuleType, name: str) -> str | None:
-    """The string behind the assignment of a name in a module; None where it is not assigned there or not explained."""
+    """String behind the assignment of a name, or None."""
     body = ast.parse(inspect.getsource(module)).body
     for statement, following in itertools.pairwise(body):
         targets = getattr(statement, "targets", [getattr(statement, "target", None)])
@@ -122,7 +133,10 @@ def _constant_docstring(module: ModuleType, name: str) -> str | None:
 
 
 def as_markdown(text: str) -> str:
-    """A docstring as Markdown: sections such as `Args:` and the fields of a dataclass become lists, examples code."""
+    """Docstring as Markdown.
+
+    Sections such as `Args:` become lists, examples become code.
+    """
     lines, parts = inspect.cleandoc(text).splitlines(), [("", [])]
     for line, following in itertools.zip_longest(lines, lines[1:], fillvalue=""):
         if line.removesuffix(":") in SECTIONS and line.endswith(":") and following.startswith(" "):
@@ -146,7 +160,7 @@ def _part(section: str, body: list[str]) -> Iterator[str]:
 
 
 def _examples(lines: Iterable[str]) -> Iterator[str]:
-    """Lines with interactive sessions fenced as code; each ends at a blank line."""
+    """Lines with interactive sessions fenced as code."""
     fenced = False
     for line in lines:
         if line.startswith(">>>") and not fenced:
@@ -161,7 +175,10 @@ def _examples(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _lists(lines: Iterable[str]) -> Iterator[str]:
-    """Lines with each run of `name: text`, hanging lines among it, as a list. Prose never begins with a lone word."""
+    """Lines with runs of `name: text` as lists.
+
+    Hanging lines belong to the item above them.
+    """
     listing, before = False, ""
     for line in lines:
         entry = FIELD.fullmatch(line)

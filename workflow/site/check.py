@@ -1,4 +1,4 @@
-"""What is checked of the built site: no page asks a server for anything, and no link is broken."""
+"""Checks of the built site: no request, no broken link."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,13 @@ LOADED_RELATIONS = {"stylesheet", "icon", "preload", "preconnect", "prefetch", "
 
 
 class Page(HTMLParser):
-    """One page: `links` are what it leads to, `loads` what a browser asks for by itself, `places` its anchors."""
+    """Links of one page.
+
+    Attributes:
+        links: what it leads to.
+        loads: what a browser asks for by itself.
+        places: its anchors.
+    """
 
     def __init__(self, text: str):
         super().__init__()
@@ -28,7 +34,7 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> Iterator[str]:
-    """One line for each broken link and each request to a server that the pages and stylesheets of a folder make."""
+    """Broken links and requests to servers in a folder, one line each."""
     pages = {file: Page(file.read_text(encoding="utf-8")) for file in sorted(site.rglob("*.html"))}
     for file, page in pages.items():
         for address in sorted(page.links | page.loads):

@@ -1,7 +1,7 @@
 """Sphinx's settings.
 
-Sphinx with myst-nb and furo has all three: notebooks with their stored outputs, API pages by import (which follows lazily
-loaded names) and checked references; it is BSD and MIT, kept up, and its pages load nothing from a server.
+Sphinx with myst-nb and furo has all three: notebooks with their stored outputs, API pages by import (which follows
+lazily loaded names) and checked references; it is BSD and MIT, kept up, and its pages load nothing from a server.
 Jupyter Book 2 needs Node to build and takes API pages from Sphinx; Zensical was at 0.1 when this was chosen.
 """
 
@@ -49,7 +49,7 @@ pygments_style, pygments_dark_style = "default", "github-dark"
 
 
 class Markdown(SphinxDirective):
-    """Its content is Markdown, in a page of reStructuredText."""
+    """Directive whose content is Markdown."""
 
     has_content = True
 
@@ -61,13 +61,14 @@ class Markdown(SphinxDirective):
 
 
 def docstring_as_markdown(app, what, name, value, options, lines):
+    """Hand a docstring to Sphinx as Markdown."""
     text = as_markdown("\n".join(lines)).strip()
     if text:
         lines[:] = [".. markdown::", "", *(f"   {line}" for line in text.splitlines()), ""]
 
 
 def link_names(app, doctree, page):
-    """Makes links of inline code that is the name of something public."""
+    """Link inline code that is a public name."""
     objects = app.env.domains["py"].objects
     homes = {f"eelib.{name}": home for name, home in at_home().items()}
     homes |= {home.rpartition(".")[2]: home for home in homes.values()} if page.startswith("api/") else {}
@@ -80,6 +81,7 @@ def link_names(app, doctree, page):
 
 
 def setup(app):
+    """Register what this configuration adds to Sphinx."""
     app.add_directive("markdown", Markdown)
     app.connect("autodoc-process-docstring", docstring_as_markdown)
     app.connect("doctree-resolved", link_names)

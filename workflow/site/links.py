@@ -1,4 +1,4 @@
-"""Links between the files of the repository, made to work on the site, which keeps the repository's folders."""
+"""Links between files of the repository, made to work on the site."""
 
 import posixpath
 import re
@@ -16,7 +16,7 @@ LANGUAGES = {
 
 
 class Links:
-    """Where links lead on the site; what they lead to is copied or rendered the first time that it is asked for.
+    """Targets of links on the site, copied or rendered when first asked.
 
     project: the repository.
     target: the folder of the collected pages.
@@ -28,7 +28,7 @@ class Links:
         self._placed: set[str] = set()
 
     def rewrite(self, text: str, page: str) -> str:
-        """The Markdown of `page` with its links; those inside fenced code stay as they are."""
+        """Markdown of `page` with links for the site."""
 
         def replace(match: re.Match) -> str:
             return match[1] + self.resolve(match[2], posixpath.dirname(page))
@@ -39,7 +39,7 @@ class Links:
         )  # fmt: skip
 
     def resolve(self, link: str, folder: str) -> str:
-        """A link found in `folder` as one from the site's root; as it is where it leads outside, or to nothing."""
+        """A link found in `folder`, as one from the site's root."""
         path, hash_, fragment = link.partition("#")
         if not path or re.match(r"[a-z]+:|/", path):
             return link
@@ -49,7 +49,7 @@ class Links:
         return f"/{self._place(path)}{hash_}{fragment}"
 
     def _place(self, path: str) -> str:
-        """Where a file or folder of the repository is on the site."""
+        """Place of a file or folder on the site."""
         file = self.project / path
         for known in (path, posixpath.join(path, "README.md")):
             if known in self.pages:

@@ -1,4 +1,4 @@
-"""What is on the site, collected from the repository into one folder: prose, notebooks, galleries and the API."""
+"""Pages of the site: prose, notebooks, galleries and the API."""
 
 import json
 import posixpath
@@ -14,7 +14,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def collect(project: Path, target: Path) -> list[str]:
-    """Fills `target` with the sources of all pages. Returns the notebooks of which no run was found."""
+    """Write the sources of all pages; return notebooks without a run."""
     docs, galleries = _found(project, "docs/*.md"), _found(project, "figures/*/README.md")
     notebooks, others = _found(project, "notebooks/*.ipynb"), _found(project, *PROJECT_PAGES)
     prose = ["README.md", "notebooks/README.md", *docs, *galleries, *others]
@@ -55,7 +55,7 @@ def _contents(caption: str, pages: list[str]) -> str:
 
 
 def _runs(project: Path, notebook: str) -> dict[str, Path]:
-    """Executed notebooks by what they were run on: the packaged model that is the default first, then by name."""
+    """Executed notebooks by model, the default one first."""
     stem, runs = Path(notebook).stem, {}
     for path in sorted((project / "data" / "runs").glob(f"*/{stem}*.ipynb"), key=lambda p: (p.parent.name != MODEL, p)):
         if "." not in path.stem:  # neither one that failed nor one that still runs
@@ -64,7 +64,7 @@ def _runs(project: Path, notebook: str) -> dict[str, Path]:
 
 
 def _notebook_pages(project: Path, notebook: str, runs: dict[str, Path], links: Links) -> dict[str, str]:
-    """The page of a notebook, with the outputs of its first run if there is any, and a page each for the other runs."""
+    """Pages of a notebook: its first run, and the others."""
     places = {
         run: notebook if i == 0 else f"notebooks/runs/{path.parent.name}/{path.name}"
         for i, (run, path) in enumerate(runs.items())
@@ -92,7 +92,7 @@ def _date(cells: dict) -> str:
 
 
 def _page(cells: dict, note: str, notebook: str, links: Links) -> str:
-    """A notebook as its page: links that work, a note under the title, outputs without progress bars."""
+    """Page of a notebook: working links, a note, no progress bars."""
     cells["metadata"].pop("widgets", None)  # they would be drawn by a script from a server
     for cell in cells["cells"]:
         if cell["cell_type"] == "markdown":
