@@ -8,6 +8,11 @@ LAB_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 SITE_READY := .venv/.site-ready
+# What make test-quick leaves out, by what pytest's --durations says: notebooks, processes, every architecture.
+LONG := workflow/test_batch.py workflow/test_notebooks.py test_contributing.py test_fuzz.py test_locale.py test_readme.py \
+	decoding/test_acceptance.py decoding/test_architectures.py decoding/test_bitwise.py decoding/test_branches.py \
+	decoding/test_changed_models.py decoding/test_options.py decoding/test_sweep.py evaluation/test_harness.py \
+	evaluation/test_harness_model.py evaluation/test_latency.py heads/test_hub.py heads/test_recipe.py
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
 .PHONY: help paper paper-full sizes models test test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify site
@@ -34,8 +39,8 @@ models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 
 test: $(READY) $(OFFLINE)  ## run the tests, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-test-quick: $(READY)  ## run most tests, on tiny random models: under two minutes
-	@$(BIN)/python -m pytest -n 2 -m "not slow and not long" $(QUICK) $(ARGS)
+test-quick: $(READY) $(OFFLINE)  ## run the tests that take least: under two minutes
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(addprefix --ignore=tests/,$(LONG)) $(ARGS)
 
 test-versions: $(READY)  ## run a part of the tests with the oldest and the newest transformers that are allowed
 	@$(BIN)/python tests/versions.py
