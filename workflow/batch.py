@@ -1,7 +1,8 @@
 """Batch runs of the notebooks, by Snakemake and papermill.
 
 Snakemake decides which notebooks are out of date, papermill executes them. `python -m workflow.batch paper --config
-config/offline.yaml [Snakemake's options]` makes every artefact of a config, and a gallery for each model;
+config/offline.yaml [Snakemake's options]` makes every artefact of a config, and a gallery and a report for each
+model;
 `python -m workflow.batch run SOURCE TARGET --parameters JSON` executes one notebook, which is what the Snakefile calls.
 """
 
@@ -14,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -196,11 +197,33 @@ def paper(config: str | Path, options: list[str]) -> int:
                 folders = [Workspace(model, workspace).figures for model in settings["models"]]
                 for folder in filter(Path.is_dir, folders):
                     gallery.assemble(folder)
+                unwritten = write_reports(filter(Path.is_dir, folders))
     except Timeout as error:
         raise BatchError(f"Another batch runs in {lock.parent}. Wait for it to end, or stop it.") from error
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 0
+        return (end.code if isinstance(end.code, int) else 1) or unwritten
+    return unwritten
+
+
+def write_reports(folders: Iterable[Path]) -> int:
+    """Write reports older than their tables; return 1 if one failed.
+
+    A failure is reported and costs nothing else: figures, tables and the other models' reports stay.
+    """
+    failed = 0
+    for folder in folders:
+        newest = max((table.stat().st_mtime for table in folder.glob("[0-9][0-9]_*.csv")), default=0)
+        written = folder / "report.html"
+        if not newest or (written.is_file() and written.stat().st_mtime >= newest):
+            continue
+        try:
+            from eelib.reporting.report import write_report
+
+            write_report(folder)
+        except (EelibError, OSError) as error:
+            failed = 1
+            print(f"error: no report in {folder}: {error}", file=sys.stderr, flush=True)
+    return failed
 
 
 def main(arguments: list[str] | None = None) -> int:

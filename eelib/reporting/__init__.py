@@ -1,16 +1,17 @@
-"""What the figures show, in words: a figure's table to Markdown.
+"""Results in words: a sentence per figure, and a model's report.
 
-Each function has the name of the one in `eelib.plotting` that draws the figure (for `depth_shares` that of its table,
-`settled_shares`), and takes the table that `save_figure` writes, in memory or read back from its CSV. Needs the extra
-`paper`.
+Each function of a table has the name of the one in `eelib.plotting` that draws the figure (for `depth_shares` that of
+its table, `settled_shares`), and takes the table that `save_figure` writes, in memory or read back from its CSV.
+`write_report` makes the report: the claims judged, each with its figure, number and test. Needs the extra `paper`.
 """
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["heads", "promises", "speed", "wording"],
+    submodules=["claims", "heads", "pdf", "promises", "report", "speed", "tables", "wording"],
     submod_attrs={
+        "claims": ["Claim", "Tables", "judge_claims"],
         "heads": [
             "agreement_against_cost",
             "agreement_against_tokens",
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "shifted_agreement",
             "violations",
         ],
+        "report": ["Report", "read_report", "write_report"],
         "speed": [
             "acceptance_by_exit",
             "acceptance_curve",

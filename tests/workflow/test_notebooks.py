@@ -20,8 +20,6 @@ from eelib.errors import UnsupportedError
 from eelib.workspace import read_note
 
 pytestmark = pytest.mark.timeout(1800)  # a dozen notebooks in one fixture: minutes, and more on a slower machine
-# What shares a fixture runs in one process.
-ON_PYTHIA, ON_OFFLINE = pytest.mark.xdist_group("pythia"), pytest.mark.xdist_group("offline")
 
 SMALL = {
     "01_train_heads": {
@@ -119,12 +117,10 @@ def check(workspace: eelib.Workspace) -> None:
     assert len(accuracy) == 2 * 3 and accuracy.accuracy.between(0, 1).all()
 
 
-@ON_PYTHIA
 def test_every_notebook_on_a_pythia_like_model(pythia):
     check(pythia)
 
 
-@ON_PYTHIA
 def test_the_first_notebook_works_where_there_are_no_heads_and_keeps_none(tmp_path):
     given = {"model": str(pythia_like(tmp_path)), "slug": "small", "dtype": "float32", "workspace": str(tmp_path)}
     command = [sys.executable, "-m", "workflow.batch", "run", "notebooks/00_quickstart.ipynb"]
@@ -135,7 +131,6 @@ def test_the_first_notebook_works_where_there_are_no_heads_and_keeps_none(tmp_pa
     tells_what_was_gained(tmp_path / "00.ipynb")
 
 
-@ON_PYTHIA
 def test_the_first_notebook_ends_with_what_was_gained(pythia):
     tells_what_was_gained(pythia.runs / "00_quickstart.ipynb")
 
@@ -149,14 +144,12 @@ def tells_what_was_gained(executed: Path) -> None:
     assert all(len(cell.source.splitlines()) < 15 for cell in cells)
 
 
-@ON_PYTHIA
 def test_a_second_batch_finds_nothing_to_do(pythia):
     command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(Path(pythia.root) / "config.yaml")]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
-@ON_PYTHIA
 def test_models_side_by_side(pythia, tmp_path):
     """One model under two names: nothing tells them apart."""
     for name in ("a", "b"):
@@ -174,7 +167,6 @@ def test_models_side_by_side(pythia, tmp_path):
 ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) * 4) for nats in (0.3, 1.0, 2.0)}
 
 
-@ON_OFFLINE
 def test_offline_model_is_lossless_in_float32(offline):
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32", device="cpu")
     heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
@@ -182,7 +174,6 @@ def test_offline_model_is_lossless_in_float32(offline):
     assert (table.equal | table.near_tie).all() and table.drafted.sum() > 0
 
 
-@ON_OFFLINE
 def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
     """By as many positions at once as this machine's kernels allow; where they allow none, it says so."""
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16", device="cpu")
@@ -196,7 +187,6 @@ def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
         assert table.equal.all() and (table.groupby("policy").drafted.sum() > 0).all()
 
 
-@ON_OFFLINE
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_offline_model_is_lossless_in_float32_at_length(offline):
@@ -207,7 +197,6 @@ def test_offline_model_is_lossless_in_float32_at_length(offline):
     assert (table.equal | table.near_tie).all()
 
 
-@ON_OFFLINE
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_offline_model_is_lossless_in_bfloat16_at_length(offline):

@@ -1,0 +1,288 @@
+"""A model's report: verdicts follow the tables, and what is written can be read and compiled."""
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from tiny import PROJECT
+
+from eelib.errors import InvalidInputError
+from eelib.reporting import __main__ as command
+from eelib.reporting import claims, read_report, report, tables, write_report
+from eelib.statistics import format_interval
+from eelib.workspace import write_note
+from workflow import batch
+
+SMALL, CODER = (PROJECT / "figures" / model for model in ("smollm2-135m", "qwen2.5-coder-0.5b"))
+VOID = {"meta", "img", "br", "link", "hr"}
+
+
+def judged(folder, **given) -> dict[str, claims.Claim]:
+    return {claim.key: claim for claim in claims.judge_claims(claims.Tables(folder, **given))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The committed tables of the small model, to be changed."""
+    copy = tmp_path / "figures" / SMALL.name
+    copy.mkdir(parents=True)
+    for table in SMALL.glob("*.csv"):
+        shutil.copy(table, copy)
+    return copy
+
+
+def change(folder, name, **columns):
+    """Sets columns of a table; a function is of the table."""
+    path = folder / f"{name}.csv"
+    pd.read_csv(path).assign(**columns).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("folder", [SMALL, CODER], ids=lambda folder: folder.name)
+def test_committed_numbers_are_those_of_the_tables(folder):
+    of = judged(folder)
+    auroc, speed = pd.read_csv(folder / "02_auroc.csv"), pd.read_csv(folder / "05_speed.csv")
+    (dssd,) = speed[speed.decoder == "DSSD"].to_dict("records")
+    assert of["4b"].number == f"{format_interval(dssd, 'speed_ratio')} times" and of["4b"].table == "05_speed.csv"
+    assert (of["4b"].verdict == claims.HOLDS) == (dssd["speed_ratio_low"] > 1)
+    rivals = auroc[auroc.p_corrected.notna()].to_dict("records")
+    assert any(f"{row['metric']} less entropy {format_interval(row, 'auroc_less_entropy', '+.3f')}" in of["2"].number
+               for row in rivals)  # fmt: skip
+    assert f"{auroc.p_corrected.count()} comparisons" in of["2"].test
+    if (folder / "03_calibration.csv").is_file():
+        rows = pd.read_csv(folder / "03_calibration.csv").query(
+            "target == 'exit_agreement' and metric == 'entropy' and method == 'empirical' and epsilon == 0.9"
+        )
+        assert of["3"].number == f"{format_interval(rows.iloc[0], 'achieved', '.3f')} of 0.9 promised"
+
+
+def interval(name, value, width=0.001):
+    return {name: value, f"{name}_low": value - width, f"{name}_high": value + width}
+
+
+@pytest.mark.parametrize(
+    ("key", "table", "columns", "verdict"),
+    [
+        ("1a", "04_speed", interval("speed_ratio", 1.5) | interval("accuracy_less_full", 0.0), claims.HOLDS),
+        ("1a", "04_speed", interval("speed_ratio", 1.5) | interval("accuracy_less_full", -0.2), claims.FAILS),
+        ("1a", "04_speed", interval("speed_ratio", 0.9) | interval("accuracy_less_full", 0.0), claims.FAILS),
+        ("1a", "04_speed", interval("speed_ratio", 1.5) | interval("accuracy_less_full", 0.0, 0.1), claims.OPEN),
+        ("1a", "04_speed", interval("speed_ratio", 1.0) | interval("accuracy_less_full", 0.0), claims.OPEN),
+        ("2", "02_auroc", {"auroc_less_entropy": -0.1, "p_corrected": 1e-6}, claims.HOLDS),
+        ("2", "02_auroc", {"auroc_less_entropy": 0.1, "p_corrected": 1e-6}, claims.FAILS),
+        ("2", "02_auroc", {"auroc_less_entropy": 0.1, "p_corrected": 0.5}, claims.OPEN),
+        ("3", "03_calibration", interval("achieved", 0.9), claims.HOLDS),
+        ("3", "03_calibration", interval("achieved", 0.89), claims.FAILS),
+        ("3", "03_calibration", interval("achieved", 0.9, 0.05), claims.OPEN),
+        ("4a", "05_curve_full", interval("acceptance_ratio", 1.7), claims.HOLDS),
+        ("4a", "05_curve_full", interval("acceptance_ratio", 1.6), claims.FAILS),
+        ("4a", "05_curve_full", interval("acceptance_ratio", 1.6, 0.1), claims.OPEN),
+        ("4b", "05_speed", interval("speed_ratio", 1.2), claims.HOLDS),
+        ("4b", "05_speed", interval("speed_ratio", 0.8), claims.FAILS),
+        ("P1", "10_claims", interval("speed_ratio", 3.1), claims.HOLDS),
+        ("P1", "10_claims", interval("speed_ratio", 2.9), claims.FAILS),
+        ("P2", "10_claims", interval("speed_ratio", 1.6) | interval("value_less_full", 0.0), claims.HOLDS),
+        ("P2", "10_claims", interval("speed_ratio", 1.6) | interval("value_less_full", -0.1), claims.FAILS),
+        ("P2", "10_claims", interval("speed_ratio", 1.6) | interval("value_less_full", 0.0, 0.1), claims.OPEN),
+        ("P3", "10_claims", {"compute_saved": 0.4}, claims.HOLDS),
+        ("P3", "10_claims", {"compute_saved": 0.2}, claims.FAILS),
+    ],
+)
+def test_verdicts_follow_the_intervals(folder, key, table, columns, verdict):
+    change(folder, table, **columns)
+    assert judged(folder)[key].verdict == verdict
+
+
+def test_a_p_value_counts_only_where_another_metric_is_ahead(folder):
+    """A single case where entropy is beaten leaves the claim open, as in the sentence of the figure."""
+    first = pd.read_csv(folder / "02_auroc.csv").index < 5
+    change(folder, "02_auroc", auroc_less_entropy=[0.1 if one else -0.1 for one in first], p_corrected=1e-6)
+    claim = judged(folder)["2"]
+    assert claim.verdict == claims.OPEN and "beaten in 1" in claim.number and "is not confirmed" in claim.found
+
+
+def test_without_the_longer_run_the_shorter_one_decides(folder):
+    longer = judged(folder)["4a"]
+    (folder / "05_curve_full.csv").unlink()
+    shorter = judged(folder)["4a"]
+    assert longer.table == "05_curve_full.csv" and shorter.table == "05_speed.csv"
+    assert shorter.number.removesuffix(" times") in longer.found, "the other run's number is told, too"
+
+
+def test_what_was_not_run_is_said_to_be_not_measured(folder):
+    for table in folder.glob("*.csv"):
+        if table.name[:2] not in ("01", "02", "05"):
+            table.unlink()
+    of = judged(folder)
+    unmeasured = {key for key, claim in of.items() if claim.verdict == claims.UNMEASURED}
+    assert unmeasured == {"1a", "1b", "3", "P1", "P2", "P3", "P4"}
+    assert "10_claims.csv" in of["P1"].found and not of["P1"].number
+    assert {table.name for table in read_report(folder).tables} == {"claims", "speed", "auroc"}
+
+
+@pytest.mark.parametrize("content", ["", "decoder\n", "decoder,speed_ratio\nDSSD,1.2\n", "\x00\x01"])
+def test_a_table_of_another_version_or_none_is_said_to_be_so(folder, content):
+    (folder / "05_speed.csv").write_text(content, encoding="utf-8")
+    claim = judged(folder)["4b"]
+    assert claim.verdict == claims.UNMEASURED and "05_speed.csv" in claim.found
+
+
+def test_no_folder_and_no_tables(tmp_path):
+    for wrong in (tmp_path / "missing", tmp_path):
+        with pytest.raises(InvalidInputError, match=r"is no folder|holds no table"):
+            read_report(wrong)
+
+
+@pytest.mark.parametrize(("larger", "verdict"), [(1.5, claims.HOLDS), (1.1, claims.FAILS), (1.3, claims.OPEN)])
+def test_larger_models_gain_more(folder, larger, verdict):
+    rows = [
+        {"model": model, "parameters": size, "n_blocks": 30, "measure": "early exit, speed", "at": at}
+        | interval("value", value, 0.05)
+        for model, size, value in ((SMALL.name, 1e8, 1.3), ("larger", 1e9, larger))
+        for at in (0.5, 0.9)
+    ]
+    (folder.parent / "sizes").mkdir()
+    pd.DataFrame(rows).to_csv(folder.parent / "sizes" / "11_sizes.csv", index=False)
+    assert judged(folder)["1b"].verdict == verdict
+    other = folder.rename(folder.with_name("another"))
+    assert "not another" in judged(other)["1b"].found
+
+
+def test_results_stand_in_where_no_csv_is(folder):
+    results = folder.parent.parent / "data" / "results" / SMALL.name
+    results.mkdir(parents=True)
+    row = {"table": "sled", "setting": "SLED", "task": "truthfulqa", "value": 0.3} | interval("value_less_full", 0.05)
+    pd.DataFrame([row]).to_parquet(results / "claims.parquet")
+    assert judged(folder)["P4"].verdict == judged(folder, results=results)["P4"].verdict == claims.HOLDS
+    assert judged(folder)["P4"].table == "claims.parquet"
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.resources, self.ids, self.links, self.text = [], [], set(), [], ""
+
+    def handle_starttag(self, tag, attributes):
+        of = dict(attributes)
+        self.open += [tag] * (tag not in VOID)
+        self.ids.add(of.get("id"))
+        self.resources += [of[name] for name in ("src", "srcset", "data", "poster") if name in of]
+        self.resources += [of["href"]] if tag == "link" else []
+        self.links += [of["href"]] if tag == "a" else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if self.open[-1:] != ["style"] else ""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return {path.name: path for path in write_report(SMALL, output=folder)}
+
+
+def test_the_page_is_one_file_that_needs_nothing_else(written):
+    page = written["report.html"].read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open and "prefers-color-scheme: dark" in page and "@media print" in page
+    assert reader.resources and all(resource.startswith("data:image/png;base64,") for resource in reader.resources)
+    assert not re.search(r"url\(|@import|<script", page)
+    assert {link[1:] for link in reader.links if link.startswith("#")} <= reader.ids
+    assert len(page) < 1.5e6
+    said = " ".join(reader.text.split())
+    for claim in read_report(SMALL).claims:
+        assert f"claim-{claim.key}" in reader.ids and claim.statement in said and claim.number in said
+    assert "commit 09fb711" in said and "**" not in said
+
+
+def test_names_from_outside_stay_text(folder):
+    change(folder, "05_speed", decoder=lambda table: table.decoder.replace("fused", "<b>50% & _more_</b>"))
+    made = read_report(folder)
+    assert "<b>50%" not in report.to_html(made) and "&lt;b&gt;50%" in report.to_html(made)
+    (speed,) = [table for table in made.tables if table.name == "speed"]
+    assert r"\textless{}b\textgreater{}50\% \& \_more\_" in tables.to_latex(speed, "x")
+
+
+def test_latex_escapes():
+    assert tables.latex_escape("a_b 5% {x} ~^\\ #$& ε ≥ -0.5 0-1 6 x 2–3") == (
+        r"a\_b 5\% \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \#\$\& $\varepsilon$ $\geq$ $-$0.5 0-1 "
+        r"6 x 2--3"
+    )
+
+
+def test_tables_are_balanced_and_cite_what_is_in_the_bibliography(written):
+    works = report.references()
+    keys = re.findall(r"^@\w+\{(.+),$", report.bibliography(), re.MULTILINE)
+    assert sorted(keys) == sorted(works) and len(set(keys)) == len(keys)
+    assert written["report.bib"].read_text(encoding="utf-8") == report.bibliography()
+    assert all(
+        work["authors"] and work["title"] and re.fullmatch("20[0-9]{2}", work["year"]) for work in works.values()
+    )
+    assert {"speed.tex", "auroc.tex", "calibration.tex", "accuracy.tex", "baselines.tex"} <= set(written)
+    for path in (path for name, path in written.items() if name.endswith(".tex")):
+        text = path.read_text(encoding="utf-8")
+        body = re.sub(r"(?<!\\)%.*", "", text)
+        opened = []
+        for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", body):
+            assert (kind == "begin" and not opened.append(name)) or opened.pop() == name
+        bare = re.sub(r"\\[{}\\]", "", body)
+        assert not opened and bare.count("{") == bare.count("}") and text.isascii()
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+        assert body.count("$") % 2 == 0 and not re.search(r"(?<!\\)[_^#]", re.sub(r"\\(cite|label)\{.*?\}", "", body))
+        assert set(re.findall(r"[\w]+", " ".join(re.findall(r"\\cite\{(.*?)\}", body)))) <= set(keys)
+
+
+def test_the_pdf_says_the_same(written):
+    pytest.importorskip("fpdf")
+    assert written["report.pdf"].read_bytes().startswith(b"%PDF")
+    if not shutil.which("pdftotext"):
+        pytest.skip("no reader of PDF files at hand")
+    said = subprocess.run(["pdftotext", written["report.pdf"], "-"], capture_output=True, text=True, check=True).stdout
+    said = " ".join(said.split())
+    for claim in read_report(SMALL).claims:
+        assert claim.statement in said and claim.verdict in said
+    assert "0.864 [0.854, 0.875]" in said and "LayerSkip: Enabling Early Exit" in said
+
+
+def test_without_fpdf2_the_pdf_is_left_out_and_said_so(folder, monkeypatch, caplog):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name != "fpdf" and found(name, *more))
+    monkeypatch.delitem(sys.modules, "eelib.reporting.pdf", raising=False)
+    with caplog.at_level(logging.WARNING):
+        names = {path.name for path in write_report(folder)}
+    assert "report.html" in names and "report.pdf" not in names
+    assert "report.pdf is left out" in caplog.text and "eelib[paper]" in caplog.text
+
+
+def test_where_numbers_come_from(folder):
+    assert read_report(folder).measured == ["day, machine and commit were not recorded"]
+    write_note(folder / "02_roc.md", "**A curve.**", "2026-01-02 · a machine · commit abc1234")
+    assert read_report(folder).measured[1:] == ["02_roc: 2026-01-02 · a machine · commit abc1234"]
+
+
+def test_command(folder, tmp_path, capsys):
+    assert command.main([str(folder), "--no-pdf", "--output", str(tmp_path / "out")]) == 0
+    assert "report.html" in capsys.readouterr().out and (tmp_path / "out" / "tables" / "speed.tex").is_file()
+    assert command.main([str(tmp_path / "missing")]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_the_batch_writes_reports_of_newer_tables_and_a_failure_loses_nothing(folder, capsys):
+    assert batch.write_reports([folder]) == 0
+    page = folder / "report.html"
+    before = page.stat().st_mtime_ns
+    assert batch.write_reports([folder]) == 0 and page.stat().st_mtime_ns == before, "nothing is newer"
+    os.utime(folder / "02_auroc.csv", (page.stat().st_mtime + 5,) * 2)
+    (folder / "02_auroc.png").write_text("no image", encoding="utf-8")
+    assert batch.write_reports([folder, folder.parent]) == 1
+    assert "no report in" in capsys.readouterr().err and page.stat().st_mtime_ns == before
