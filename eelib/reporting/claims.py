@@ -268,10 +268,10 @@ def drafting_is_faster(tables: Tables) -> dict[str, str]:
     others = table[table.decoder.isin(["fused", "fused + lookup", SAME_HEADS])].to_dict("records")
     if others:
         speeds = [f"{other['decoder']} {interval(other, 'speed_ratio')}" for other in others]
-        found.append(f"Beside it: {listed(speeds)}.")
+        found.append(f"Other ways as tuned: {listed(speeds)}.")
     if "equal" in table and pd.notna(row.equal):
         found.append(
-            f"{row.equal:.0%} of its texts are plain decoding's token for token; where one parts from it, the two "
+            f"{row.equal:.0%} of DSSD's texts are plain decoding's token for token; where one parts from it, the two "
             "tokens nearly tie."
         )
     return {

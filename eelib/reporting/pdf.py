@@ -126,7 +126,7 @@ def _claim(page: Page, report: Report, claim: Claim, works: dict[str, dict[str, 
     image = report.figures / f"{claim.figure}.png"
     width = page.epw * 0.74
     height = _height(image, width) if drawn else 0
-    page.need(min(42 + height, page.eph))
+    page.need(min(54 + height, page.eph) if drawn else 44)
     source = f" ({works[claim.source]['short']})" if claim.source else ""
     page.paragraph(f"{claim.key}. {claim.statement}{source}", 10, "B", gap=0.3)
     page.text_style(9.5, "B", COLOURS[claim.verdict])
@@ -187,7 +187,7 @@ def _grid(page: Page, widths: Sequence[float], size: float = 8, fits: bool = Fal
     page.set_draw_color(*RULE)
     page.text_style(size)
     return page.table(
-        col_widths=tuple(widths), width=sum(widths) if fits else page.epw, align="L", text_align="L",
+        col_widths=tuple(widths), width=sum(widths) if fits else page.epw, align="L", text_align="L", v_align="T",
         line_height=size * 0.52, borders_layout=TableBordersLayout.HORIZONTAL_LINES,
         headings_style=FontFace(emphasis="BOLD", color=INK), cell_fill_color=SHADE,
         cell_fill_mode=TableCellFillMode.NONE, padding=(0.5, 1.2, 0.5, 0),

@@ -59,7 +59,7 @@ class Report:
     def summary(self) -> str:
         """How many claims hold, do not, are not decided or were not measured."""
         counts = {name: sum(claim.verdict == name for claim in self.claims) for name in VERDICTS}
-        parts = [f"{count} {name if count == 1 else PLURAL.get(name, name)}" for name, count in counts.items() if count]
+        parts = [f"{count} {COUNTED[name][count > 1]}" for name, count in counts.items() if count]
         return f"Of {len(self.claims)} claims, {listed(parts)}."
 
     @property
@@ -90,7 +90,11 @@ class Report:
         return list(dict.fromkeys(filter(None, keys)))
 
 
-PLURAL = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are not decided", UNMEASURED: "were not measured"}
+COUNTED = {
+    HOLDS: ("holds", "hold"), FAILS: ("does not hold", "do not hold"), OPEN: ("is not decided", "are not decided"),
+    UNMEASURED: ("was not measured", "were not measured"),
+}  # fmt: skip
+"""Verdicts as verbs: of one claim, of several."""
 
 
 def read_report(figures: str | Path, results: str | Path | None = None) -> Report:
@@ -108,7 +112,7 @@ def read_report(figures: str | Path, results: str | Path | None = None) -> Repor
         raise InvalidInputError(f"{figures} is no folder: expected the folder of a model's figures.")
     if not any(tables.figures.glob("[0-9][0-9]_*.csv")):
         raise InvalidInputError(
-            f"{figures} has no CSV of a figure, whose name begins with two digits: make the figures first."
+            f"{figures} holds no table of a figure (a CSV whose name begins with two digits): make the figures first."
         )
     claims = judge_claims(tables)
     return Report(
@@ -210,7 +214,7 @@ def _about(tables: Tables) -> dict[str, str]:
         about["Size"] = f"{speed.parameters[0] / 1e6:,.0f} million parameters, {speed.n_blocks[0]:.0f} blocks"
     except InvalidInputError:
         pass  # an earlier version's table: a report without it is worth having
-    about["Page by"] = ", ".join(f"{name} {_version(name)}" for name in ("eelib", "torch", "transformers"))
+    about["Made with"] = ", ".join(f"{name} {_version(name)}" for name in ("eelib", "torch", "transformers"))
     return about
 
 

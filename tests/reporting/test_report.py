@@ -204,6 +204,17 @@ def test_the_page_is_one_file_that_needs_nothing_else(written):
     assert "commit 09fb711" in said and "**" not in said
 
 
+def test_what_is_committed_is_what_the_tables_say(written):
+    """Where it is not: `python -m eelib.reporting figures/smollm2-135m`."""
+
+    def said(path):
+        text = re.sub(r"data:image/png;base64,[^\"]+", "", path.read_text(encoding="utf-8"))
+        return re.sub(r"<dt>Made with</dt>.*", "", text)
+
+    for committed in (SMALL / "report.html", SMALL / "report.bib", *SMALL.glob("tables/*.tex")):
+        assert said(committed) == said(written[committed.name]), committed.name
+
+
 def test_names_from_outside_stay_text(folder):
     change(folder, "05_speed", decoder=lambda table: table.decoder.replace("fused", "<b>50% & _more_</b>"))
     made = read_report(folder)
