@@ -61,7 +61,7 @@ class Claim:
 
 
 class Tables:
-    """The tables of one model: CSV files beside its figures, and Parquet files of its results.
+    """Tables of one model: CSV files of its figures, Parquet results.
 
     Args:
         figures: folder of the figures.

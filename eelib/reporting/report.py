@@ -57,7 +57,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """How many claims hold, do not, are not decided or were not measured."""
+        """Counts of claims by verdict."""
         counts = {name: sum(claim.verdict == name for claim in self.claims) for name in VERDICTS}
         parts = [f"{count} {COUNTED[name][count > 1]}" for name, count in counts.items() if count]
         return f"Of {len(self.claims)} claims, {listed(parts)}."

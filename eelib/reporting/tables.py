@@ -37,7 +37,10 @@ class Table:
 
 
 def result_tables(tables: Tables) -> list[Table]:
-    """Speed, AUROC, calibration, accuracy and baselines: those whose CSV is there and has what is printed."""
+    """Tables of speed, AUROC, calibration, accuracy and baselines.
+
+    Those whose CSV is there and has what is printed.
+    """
     made = []
     for make in MAKERS:
         try:
