@@ -45,9 +45,7 @@ def test_relative_links_resolve(path):
 
 def test_broken_links_are_seen(tmp_path):
     (tmp_path / "other.md").write_text("# A `b.c`, d\n\n```\n# no heading\n```\n", encoding="utf-8")
-    links = (
-        "[a](other.md) [a](other.md#a-bc-d) [a](https://x) `[a](no)` ![](no.png) [a](other.md#no-heading) [a](#b)"
-    )
+    links = "[a](other.md) [a](other.md#a-bc-d) [a](https://x) `[a](no)` ![](no.png) [a](other.md#no-heading) [a](#b)"
     (tmp_path / "one.md").write_text(links, encoding="utf-8")
     assert broken_links(tmp_path / "one.md") == ["no.png", "other.md#no-heading", "#b"]
 
