@@ -87,6 +87,11 @@ def setting(value: object) -> str:
     return str(value)
 
 
+def cited(value: object) -> str:
+    """A number that others report: what says so in a template."""
+    return str(value)
+
+
 def render(project: Path) -> dict[Path, str]:
     """Text of every document that has a template, by its path.
 
@@ -102,13 +107,15 @@ def render(project: Path) -> dict[Path, str]:
         trim_blocks=True,
     )
     calls = ("rows", "row", "value", "interval", "sentence", "markdown")
-    environment.globals |= {name: getattr(tables, name) for name in calls} | {"setting": setting}
+    environment.globals |= {name: getattr(tables, name) for name in calls}
+    environment.globals |= {"setting": setting, "cited": cited, "format_interval": format_interval}
+    environment.filters["form"] = format  # {{ 0.857 | form(".0%") }}
     documents = {}
     for path in sorted(templates.rglob("*.md")):
         name = path.relative_to(templates)
         try:
             documents[name] = environment.get_template(name.as_posix()).render()
-        except (jinja2.TemplateError, EelibError) as error:
+        except (jinja2.TemplateError, EelibError, LookupError, NameError, ValueError) as error:
             raise InvalidInputError(f"docs/templates/{name}: {error}") from error
     return documents
 

@@ -71,6 +71,15 @@ def test_a_local_run_changes_no_document(copy):
     assert "1.43" in (copy / "README.md").read_text("utf-8") and check(copy) == []
 
 
+def test_what_templates_compute_from_rows(copy):
+    (copy / "docs" / "templates" / "README.md").write_text(
+        '{% set table = rows("small/05_speed") %}{{ table.speed_ratio.max() | form(".0%") }} of {{ table | length }}, '
+        '{{ format_interval(table.iloc[1], "speed_ratio", ".1f") }}, {{ setting(0.8) }}, {{ cited(1.66) }}',
+        "utf-8",
+    )
+    assert render(copy)[Path("README.md")] == "149% of 2, 1.5 [1.4, 1.5], 0.8, 1.66"
+
+
 def test_a_table_added_by_hand_is_found(copy):
     shutil.copy(copy / "docs" / "results" / "small" / "05_speed.csv", copy / "docs" / "results" / "other.csv")
     assert check(copy) == ["docs/results/other.csv: not what was published"]
@@ -82,6 +91,7 @@ def test_a_table_added_by_hand_is_found(copy):
         ('value("small/06", "speed_ratio")', "no table small/06"),
         ('value("small/05_speed", "speed_ratio", decoder="other")', "0 rows"),
         ('value("small/05_speed", "speed_ratio", who="DSSD")', r"no columns \['who'\]"),
+        ('rows("small/05_speed").query("who > 1")', "who"),
         ("nothing_known", "undefined"),
     ],
 )
