@@ -119,7 +119,7 @@ def judge_claims(tables: Tables) -> list[Claim]:
 
 
 def verdict(row: Mapping[str, float], name: str, bound: float) -> str:
-    """Verdict on "at least this much": the interval lies above the bound, below it, or around it."""
+    """Verdict on "at least this much", by an interval."""
     side = placed(row, name, bound)
     return HOLDS if side > 0 else FAILS if side < 0 else OPEN
 
@@ -135,7 +135,7 @@ def _any(verdicts: list[str]) -> str:
 
 
 def _kept(row: Mapping[str, float], name: str, margin: float) -> str:
-    """Whether what changed by this much is kept: within the margin, lost, or neither for certain."""
+    """Verdict on whether a change stays within the margin."""
     return HOLDS if row[f"{name}_low"] >= -margin else FAILS if row[f"{name}_high"] < 0 else OPEN
 
 
@@ -204,7 +204,7 @@ def _p(value: float) -> str:
 
 
 def threshold_keeps_promise(tables: Tables) -> dict[str, str]:
-    """Claim 3: tokens that exit by the paper's rule agree as often as ε promises."""
+    """Claim 3: the paper's rule keeps its promise of ε."""
     columns = ("target", "metric", "method", "epsilon", *with_interval("achieved"), "coverage")
     name, table = tables.read("03_calibration", columns=columns)
     rule = table[(table.target == "exit_agreement") & (table.metric == "entropy")]
@@ -284,7 +284,7 @@ POPULAR = ("threshold", *with_interval("speed_ratio"), "task", "value", *with_in
 
 
 def _popular(tables: Tables, *more: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """Rows by threshold and task, those by threshold, and where they are from."""
+    """Rows by threshold and task, rows by threshold, their source."""
     name, table = tables.read("10_claims", columns=(*POPULAR, *more))
     table = table.dropna(subset=[*POPULAR, *more], ignore_index=True)
     check_table(table, "threshold")

@@ -64,7 +64,7 @@ class Report:
 
     @property
     def shown(self) -> dict[str, int]:
-        """Numbers of the figures that claims are shown with, in order; one that is missing has none."""
+        """Figures of the claims, numbered in order."""
         names = dict.fromkeys(claim.figure for claim in self.claims if claim.figure)
         there = [name for name in names if (self.figures / f"{name}.png").is_file()]
         return {name: number for number, name in enumerate(there, 1)}
@@ -77,7 +77,10 @@ class Report:
 
     @property
     def measured(self) -> list[str]:
-        """Day, machine and commit of each run, and the tables from there; the commonest run's are not named."""
+        """Day, machine, commit and tables of each run.
+
+        The tables of the commonest run are not named.
+        """
         commonest = max(self.runs, key=lambda run: len(self.runs[run]))
         others = [f"{', '.join(names)}: {run}" for run, names in self.runs.items() if run != commonest]
         return [commonest, *others]
@@ -177,8 +180,10 @@ def bibliography() -> str:
 
 
 def references() -> dict[str, dict[str, str]]:
-    """Fields of each work in the bibliography, as text to read: authors, title, year, short
-    (the first author and the year), where, link."""
+    """Bibliography as text: fields of each work, by key.
+
+    Fields: authors, title, year, short (the first author and the year), where, link.
+    """
     works = {}
     for key, body in re.findall(r"@\w+\{([\w-]+),\n(.*?)\n\}", bibliography(), re.DOTALL):
         fields = {name: _plain(value) for name, value in re.findall(r"^\s*(\w+) = \{(.*)\},?$", body, re.MULTILINE)}
@@ -193,7 +198,7 @@ def references() -> dict[str, dict[str, str]]:
 
 
 def _authors(field: str) -> str:
-    """BibTeX's list of authors as text: all of up to three, else the first."""
+    """Authors as text: up to three, else the first."""
     names = [" ".join(reversed(name.split(", "))) for name in field.split(" and ")]
     if len(names) > 3 or "others" in names:
         return f"{names[0]} et al."
@@ -207,7 +212,7 @@ def _plain(value: str) -> str:
 
 
 def _about(tables: Tables) -> dict[str, str]:
-    """Size of the model, where a table has it, and versions of what wrote the report."""
+    """Size of the model, if known, and versions of the software."""
     about = {"Model": tables.model}
     try:
         _, speed = tables.read("05_speed_full", "05_speed", columns=("parameters", "n_blocks"))
@@ -226,7 +231,7 @@ def _version(package: str) -> str:
 
 
 def _runs(figures: Path) -> dict[str, list[str]]:
-    """Day, machine and commit as the figures' notes have them, and the tables from there."""
+    """Runs, by their figures' notes, and the tables of each."""
     runs: dict[str, list[str]] = {}
     for table in sorted(figures.glob("[0-9][0-9]_*.csv")):
         try:
@@ -238,7 +243,10 @@ def _runs(figures: Path) -> dict[str, list[str]]:
 
 
 def _embedded(image: Path) -> str:
-    """A PNG as a data URI, its colours reduced to a palette: line art looks the same at a third of the size."""
+    """A PNG as a data URI, reduced to a palette.
+
+    Line art looks the same at a third of the size.
+    """
     from PIL.Image import Dither
     from PIL.Image import open as open_image
 
@@ -250,7 +258,10 @@ def _embedded(image: Path) -> str:
 
 
 def markdown_parts(text: str) -> Iterable[tuple[str, str]]:
-    """Pieces of a sentence in Markdown, each as ("bold", "code" or "plain", text); code in bold is bold."""
+    """Pieces of a sentence in Markdown, as (style, text).
+
+    Styles: "bold", "code", "plain"; code in bold is bold.
+    """
     for bold, code, plain in re.findall(r"\*\*(.+?)\*\*|`(.+?)`|([^*`]+|[*`])", text):
         if bold:
             yield "bold", bold.replace("`", "")

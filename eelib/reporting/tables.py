@@ -51,7 +51,7 @@ def result_tables(tables: Tables) -> list[Table]:
 
 
 def cell(row: Mapping[str, float], name: str, form: str = ".2f") -> str:
-    """A value with its interval, "1.23 [1.14, 1.31]", alone without one; a dash where there is none."""
+    """A value with its interval, if any; a dash if missing."""
     value = row.get(name)
     return ABSENT if pd.isna(value) else interval(row, name, form)
 
@@ -195,7 +195,7 @@ _PARAGRAPHS = {("claims", "Statement"): "p{7cm}", ("claims", "Number"): "p{5cm}"
 
 
 def latex_escape(text: str) -> str:
-    """The text with every character that LaTeX reads as something else written so that it prints."""
+    """Text with LaTeX's special characters escaped."""
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text.translate(_ESCAPES))
 
 

@@ -32,7 +32,7 @@ def both(model, prompt, **kwargs):
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
         ({"assistant_early_exit": 3}, "assistant_early_exit"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 0]])}, "Pad on the left"),
-        ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1, 1]]), "exact": True}, "does not support masked tokens"),
+        ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1, 1]]), "exact": True}, "masked tokens"),
         ({"position_ids": torch.arange(7)[None] + 3}, "position_ids"),
         ({"inputs_embeds": torch.zeros(1, 7, 32)}, "inputs_embeds"),
         ({"assistant_model": "a model"}, "assistant_model"),

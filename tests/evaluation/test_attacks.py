@@ -79,7 +79,7 @@ def test_tampered_files_are_refused_unless_their_digest_fits(asked):
         "as it was written", "forged, with a digest that fits", "as it was written, where the caller expects its digest"
     ]  # fmt: skip
     reasons = {
-        "thresholds edited": "its digest does not fit",
+        "thresholds edited": "its digest does not match",
         "forged, where the caller expects a digest": "another calibration than expected",
         "a threshold too few": "2 thresholds for heads",
         "NaN": "expected finite numbers",

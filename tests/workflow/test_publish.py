@@ -116,7 +116,6 @@ def typed_numbers(text: str) -> list[str]:
     return TYPED.findall(NO_RESULT.sub(" ", text))
 
 
-@pytest.mark.xfail(reason="documents are still being rewritten from their tables")
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_no_result_is_typed_by_hand(path):
     """A number that was chosen, not measured, is written {{ setting(0.8) }}."""
