@@ -115,8 +115,6 @@ def docstring(owner: str, name: str) -> str:
     for module in filter(inspect.ismodule, modules):
         if (found := _constant_docstring(module, name)) is not None:
             return found
-        if module is not package and hasattr(module, "__path__") and name in module.__all__:  # a room of the front door
-            return docstring(module.__name__, name)
     return ""
 
 
