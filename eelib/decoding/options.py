@@ -1,15 +1,17 @@
 """Generation options: converted for transformers, or refused by name."""
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.cache_utils import Cache
 
+from eelib.backbone.segments import Backbone
 from eelib.backbone.tokens import token_ids
 from eelib.errors import InvalidInputError, UnsupportedError
 from eelib.settings import Number
@@ -55,6 +57,28 @@ def _mask(name: str, value: Any) -> Tensor | None:
     return value
 
 
+_TOKENS: dict[str, Callable[[Any], Iterable[Any]]] = {
+    **dict.fromkeys(("eos_token_id", "forced_eos_token_id", "forced_bos_token_id"), np.ravel),
+    "bad_words_ids": lambda words: [token for word in words for token in word],
+    "sequence_bias": lambda biases: [token for sequence in dict(_hashable(biases)) for token in sequence],
+}
+"""Arguments that name tokens, and how these are found in them."""
+
+
+def _hashable(biases: Any) -> Any:
+    return biases if isinstance(biases, Mapping) else [(tuple(sequence), bias) for sequence, bias in biases]
+
+
+def _check_tokens(name: str, value: Any, n_tokens: int) -> None:
+    try:
+        tokens = [int(token) for token in _TOKENS[name](value)]
+    except (TypeError, ValueError):
+        return  # transformers refuses what is none of its forms
+    beyond = [token for token in tokens if token >= n_tokens]
+    if beyond:
+        raise InvalidInputError(f"{name} names tokens {beyond[:5]}: expected tokens below {n_tokens}.")
+
+
 def _decay(name: str, value: Any) -> tuple[int, float] | None:
     if value is None:
         return None
@@ -66,7 +90,7 @@ def _decay(name: str, value: Any) -> tuple[int, float] | None:
 _WHOLE = Number(least=0, whole=True, optional=True)
 _CHECKS = {
     **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length"), _WHOLE),
-    **dict.fromkeys(("top_k", "no_repeat_ngram_size", "forced_eos_token_id", "forced_bos_token_id"), _WHOLE),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), _WHOLE),
     "attention_mask": _mask,
     "exponential_decay_length_penalty": _decay,
     "max_time": Number(least=0, optional=True, infinite=True),
@@ -94,6 +118,8 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
     if config is not None and not isinstance(config, GenerationConfig):
         raise InvalidInputError(f"generation_config={config!r}: expected transformers' GenerationConfig, or None.")
     config = config or model.generation_config
+    for name in _TOKENS.keys() & kwargs.keys():
+        _check_tokens(name, kwargs[name], Backbone.of(model).n_tokens)
     kwargs |= {name: check(name, kwargs[name]) for name, check in _CHECKS.items() if name in kwargs}
     tokenizer = kwargs.pop("tokenizer", None)
     stop_strings = kwargs.pop("stop_strings", None) or config.stop_strings

@@ -266,3 +266,26 @@ def test_processors_that_leave_a_head_nothing(llama):
     kwargs = {"suppress_tokens": list(range(20)), "max_new_tokens": 12}
     out = eelib.generate(llama, prompts(1)[0], heads=heads, policy=eelib.FixedExit(2, 3), **kwargs)
     assert out.stats.drafted == 0 and torch.equal(out.sequences, own_text(llama, prompts(1)[0], **kwargs))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"forced_eos_token_id": 1000},
+        {"forced_eos_token_id": [3, 1000]},
+        {"eos_token_id": 1000},
+        {"bad_words_ids": [[3], [5, 1000]]},
+        {"sequence_bias": [[[3, 1000], 1.0]]},
+        {"sequence_bias": {(1000,): 1.0}},
+    ],
+    ids=str,
+)
+def test_tokens_that_the_model_does_not_have_are_refused(llama, named):
+    with pytest.raises(InvalidInputError, match=r"names tokens \[1000\]"):
+        eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), max_new_tokens=2, **named)
+
+
+def test_several_forced_ends_are_taken(llama):
+    options = {"max_new_tokens": 4, "forced_eos_token_id": [3, 4]}
+    ours = eelib.generate(llama, prompts(1)[0], policy=eelib.FixedExit(3, 2), **options)
+    assert ours.sequences.tolist() == own_text(llama, prompts(1)[0], **options).tolist()

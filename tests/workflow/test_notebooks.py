@@ -101,7 +101,10 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 
 
 def check(workspace: eelib.Workspace) -> None:
-    figures = {p.name for p in workspace.figures.iterdir()} - {"README.md"}
+    pages = {"README.md", "report.html", "report.pdf", "report.bib", "tables"}
+    figures = {p.name for p in workspace.figures.iterdir()}
+    assert pages <= figures
+    figures -= pages
     names = {name.rsplit(".", 1)[0] for name in figures}
     assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "md")} and len(names) == 29
     gallery = (workspace.figures / "README.md").read_text(encoding="utf-8")
