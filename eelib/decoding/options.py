@@ -59,6 +59,7 @@ def _mask(name: str, value: Any) -> Tensor | None:
 
 _TOKENS: dict[str, Callable[[Any], Iterable[Any]]] = {
     **dict.fromkeys(("eos_token_id", "forced_eos_token_id", "forced_bos_token_id"), np.ravel),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), np.ravel),
     "bad_words_ids": lambda words: [token for word in words for token in word],
     "sequence_bias": lambda biases: [token for sequence in dict(_hashable(biases)) for token in sequence],
 }
@@ -70,11 +71,13 @@ def _hashable(biases: Any) -> Any:
 
 
 def _check_tokens(name: str, value: Any, n_tokens: int) -> None:
+    if value is None:
+        return
     try:
-        tokens = [int(token) for token in _TOKENS[name](value)]
+        named = list(_TOKENS[name](value))
     except (TypeError, ValueError):
         return  # transformers refuses what is none of its forms
-    beyond = [token for token in tokens if token >= n_tokens]
+    beyond = [token for token in named if Number(whole=True)(name, token) >= n_tokens]
     if beyond:
         raise InvalidInputError(f"{name} names tokens {beyond[:5]}: expected tokens below {n_tokens}.")
 
