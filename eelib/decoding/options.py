@@ -77,7 +77,7 @@ def _check_tokens(name: str, value: Any, n_tokens: int) -> None:
         named = list(_TOKENS[name](value))
     except (TypeError, ValueError):
         return  # transformers refuses what is none of its forms
-    beyond = [token for token in named if Number(whole=True)(name, token) >= n_tokens]
+    beyond = [token for token in (Number(whole=True)(name, token) for token in named) if token >= n_tokens]
     if beyond:
         raise InvalidInputError(f"{name} names tokens {beyond[:5]}: expected tokens below {n_tokens}.")
 
