@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "confidence.traces": ["record_traces"],
         "calibration.thresholds": ["Calibration", "calibrate"],
         "decoding.engine": ["custom_generate", "generate"],
-        "decoding.session": ["DecodingOutput", "DecodingStats"],
+        "decoding.output": ["DecodingOutput", "DecodingStats"],
         "decoding.policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy"],
         "decoding.lossless": ["verify_lossless"],
         "decoding.monitor": ["ExitMonitor"],

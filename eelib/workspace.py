@@ -28,8 +28,8 @@ class Workspace:
         root: folder that holds data/ and figures/; None for `home()`. `~` and `$VARIABLES` are expanded.
 
     Example:
-        >>> Workspace("smollm2-135m", "/tmp/project").heads.as_posix()
-        '/tmp/project/data/heads/smollm2-135m'
+        >>> Workspace("smollm2-135m", "/project").heads.as_posix()
+        '/project/data/heads/smollm2-135m'
     """
 
     model: str

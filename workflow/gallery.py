@@ -73,13 +73,13 @@ def sentence(table: str | Path) -> str:
 
 
 def retell(folder: str | Path) -> None:
-    """Writes a folder's sentences anew from its tables; provenance stays."""
+    """Write a folder's sentences anew from its tables; provenance stays."""
     for note in _notes(folder):
         write_note(note, sentence(note.with_suffix(".csv")), read_note(note)[1])
 
 
 def assemble(folder: str | Path) -> Path:
-    """Writes a folder's README.md, a section a notebook; returns its path."""
+    """Write a folder's README.md, a section a notebook; returns its path."""
     folder = expanded(folder)
     about = "What each figure shows is said by code, from its table; intervals are 95%."
     lines = [f"# {folder.name}", "", f"{about} (Written by `python -m workflow.gallery`.)", ""]
@@ -116,12 +116,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workflow.gallery", description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="figures/MODEL")
     parser.add_argument("--retell", action="store_true", help="write the sentences anew from the tables")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        for folder in given.folders:
+        for folder in options.folders:
             if not folder.is_dir():
                 raise InvalidInputError(f"{folder} is no folder: expected figures/MODEL, with the figures of a model.")
-            if given.retell:
+            if options.retell:
                 retell(folder)
             print(assemble(folder))
     except EelibError as error:

@@ -161,9 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Publish, or check what was published."""
     parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something differs")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if not given.check:
+        if not options.check:
             print("\n".join(f"wrote {name}" for name in publish(PROJECT)))
             return 0
         faults = check(PROJECT)

@@ -5,12 +5,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "engine", "options", "session", "policies", "ngrams", "acceptance", "branches", "frontier", "bitwise",
+        "engine", "options", "session", "output", "policies", "ngrams", "acceptance", "branches", "frontier", "bitwise",
         "lossless", "monitor",
     ],
     submod_attrs={
         "engine": ["custom_generate", "generate"],
-        "session": ["DecodingCall", "DecodingOutput", "DecodingStats", "Session"],
+        "session": ["DecodingCall", "Session"],
+        "output": ["DecodingOutput", "DecodingStats"],
         "policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy", "keep_policy", "kept_policy"],
         "frontier": ["Frontier"],
         "bitwise": ["RowExact"],

@@ -18,8 +18,9 @@ from eelib.backbone.probing import unwrapped
 from eelib.backbone.segments import Backbone
 from eelib.backbone.tokens import attention_mask, token_ids
 from eelib.decoding.options import prepared
+from eelib.decoding.output import DecodingOutput
 from eelib.decoding.policies import Policy
-from eelib.decoding.session import DecodingCall, DecodingOutput, Session
+from eelib.decoding.session import DecodingCall, Session
 from eelib.errors import EelibError, InvalidInputError
 from eelib.heads.exit_heads import ExitHeads
 

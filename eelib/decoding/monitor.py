@@ -6,7 +6,7 @@ import pandas as pd
 from eelib.calibration.cascade import HeadScores
 from eelib.calibration.p_values import SequentialTest
 from eelib.calibration.thresholds import Calibration, calibrate
-from eelib.decoding.session import DecodingOutput
+from eelib.decoding.output import DecodingOutput
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.statistics import ratio_difference_interval, ratio_interval
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from eelib.backbone.segments import Backbone
 from eelib.decoding.lossless import first_mismatch
-from eelib.decoding.session import DecodingOutput
+from eelib.decoding.output import DecodingOutput
 from eelib.errors import InvalidInputError
 from eelib.statistics import median_interval, ratio_interval, ratio_of_ratios_interval
 from eelib.timing import interleaved

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from eelib.decoding.engine import generate
 from eelib.decoding.frontier import Frontier
+from eelib.decoding.output import DecodingStats
 from eelib.decoding.policies import Confidence, FixedExit, Never
-from eelib.decoding.session import DecodingCall, DecodingStats, Session
+from eelib.decoding.session import DecodingCall, Session
 from eelib.errors import InvalidInputError
 from eelib.evaluation.replay import Work
 from eelib.heads.exit_heads import ExitHeads

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.segments import Backbone
-from eelib.decoding.session import DecodingOutput, DecodingStats
+from eelib.decoding.output import DecodingOutput, DecodingStats
 from eelib.evaluation.replay import Work
 from eelib.heads.exit_heads import ExitHeads
 

@@ -9,9 +9,20 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["claims", "heads", "pdf", "promises", "report", "speed", "tables", "wording"],
+    submodules=[
+        "claims",
+        "heads",
+        "judging",
+        "model_tables",
+        "pdf",
+        "promises",
+        "report",
+        "speed",
+        "tables",
+        "wording",
+    ],
     submod_attrs={
-        "claims": ["Claim", "Tables", "judge_claims"],
+        "claims": ["Claim", "judge_claims"],
         "heads": [
             "agreement_against_cost",
             "agreement_against_tokens",
@@ -20,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "settled_shares",
             "training_curves",
         ],
+        "model_tables": ["ModelTables"],
         "promises": [
             "alarms_over_time",
             "auroc_by_depth",

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eelib.errors import MissingExtraError
-from eelib.reporting.claims import FAILS, HOLDS, OPEN, UNMEASURED, Claim
+from eelib.reporting.claims import Claim
+from eelib.reporting.judging import FAILS, HOLDS, OPEN, UNMEASURED
 from eelib.reporting.report import ABOUT, Report, markdown_parts, references
 from eelib.reporting.tables import Table
 from eelib.reporting.wording import capitalised

@@ -14,7 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from eelib.errors import InvalidInputError, MissingExtraError
-from eelib.reporting.claims import FAILS, HOLDS, OPEN, UNMEASURED, Claim, Tables, judge_claims
+from eelib.reporting.claims import Claim, judge_claims
+from eelib.reporting.judging import FAILS, HOLDS, OPEN, UNMEASURED
+from eelib.reporting.model_tables import ModelTables
 from eelib.reporting.tables import Table, claims_table, result_tables, to_latex
 from eelib.reporting.wording import capitalised, listed
 from eelib.workspace import atomic_write, read_note
@@ -101,7 +103,7 @@ COUNTED = {
 
 
 def read_report(figures: str | Path, results: str | Path | None = None) -> Report:
-    """Judges the claims and reads the tables of a model.
+    """Judge the claims and read the tables of a model.
 
     Args:
         figures: folder of the model's figures, with the CSV of each.
@@ -110,7 +112,7 @@ def read_report(figures: str | Path, results: str | Path | None = None) -> Repor
     Raises:
         InvalidInputError: there is no such folder, or no table in it.
     """
-    tables = Tables(figures, results)
+    tables = ModelTables(figures, results)
     if not tables.figures.is_dir():
         raise InvalidInputError(f"{figures} is no folder: expected the folder of a model's figures.")
     if not any(tables.figures.glob("[0-9][0-9]_*.csv")):
@@ -211,7 +213,7 @@ def _plain(value: str) -> str:
     return re.sub(r"[{}]", "", value)
 
 
-def _about(tables: Tables) -> dict[str, str]:
+def _about(tables: ModelTables) -> dict[str, str]:
     """Size of the model, if known, and versions of the software."""
     about = {"Model": tables.model}
     try:

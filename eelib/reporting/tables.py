@@ -9,7 +9,8 @@ import pandas as pd
 from eelib.errors import InvalidInputError
 from eelib.plotting.acceptance import setting_label
 from eelib.plotting.style import with_interval
-from eelib.reporting.claims import Claim, Tables
+from eelib.reporting.claims import Claim
+from eelib.reporting.model_tables import ModelTables
 from eelib.reporting.wording import interval
 
 WIDE = 84
@@ -36,7 +37,7 @@ class Table:
     cites: tuple[str, ...] = ()
 
 
-def result_tables(tables: Tables) -> list[Table]:
+def result_tables(tables: ModelTables) -> list[Table]:
     """Tables of speed, AUROC, calibration, accuracy and baselines.
 
     Those whose CSV is there and has what is printed.
@@ -71,7 +72,7 @@ def claims_table(claims: list[Claim]) -> Table:
     return Table("claims", "Claims of the paper and of popular accounts (P).", pd.DataFrame(rows), "", cites)
 
 
-def speed_table(tables: Tables) -> Table:
+def speed_table(tables: ModelTables) -> Table:
     """Ways of decoding that keep the output, as tuned, on held-out prompts."""
     columns = ("decoder", "tokens_per_second", *with_interval("speed_ratio"), *with_interval("acceptance_rate"))
     name, table = tables.read("05_speed_full", "05_speed", columns=columns)
@@ -96,7 +97,7 @@ def speed_table(tables: Tables) -> Table:
     return Table("speed", caption, pd.DataFrame(rows), f"{name}.csv", cites)
 
 
-def auroc_table(tables: Tables) -> Table:
+def auroc_table(tables: ModelTables) -> Table:
     """AUROC of every metric, by kind of text and depth."""
     columns = ("text", "depth", "metric", *with_interval("auroc"))
     name, table = tables.read("02_auroc", columns=columns)
@@ -111,7 +112,7 @@ def auroc_table(tables: Tables) -> Table:
     return Table("auroc", caption, pd.DataFrame(rows).fillna(ABSENT), f"{name}.csv", ("valade2024",))
 
 
-def calibration_table(tables: Tables) -> Table:
+def calibration_table(tables: ModelTables) -> Table:
     """Agreement that thresholds achieve, by target, metric, ε and method."""
     columns = ("target", "metric", "method", "epsilon", *with_interval("achieved"), "coverage")
     name, table = tables.read("03_calibration", columns=columns)
@@ -130,7 +131,7 @@ def calibration_table(tables: Tables) -> Table:
     return Table("calibration", caption, pd.DataFrame(rows).fillna(ABSENT), f"{name}.csv", cites)
 
 
-def accuracy_table(tables: Tables) -> Table:
+def accuracy_table(tables: ModelTables) -> Table:
     """Accuracy, blocks and speed of early exit, by task and ε."""
     columns = ("task", "setting", *with_interval("accuracy"), *with_interval("accuracy_less_full"), "blocks")
     name, table = tables.read("04_accuracy", "04_speed", columns=columns)
@@ -154,7 +155,7 @@ def accuracy_table(tables: Tables) -> Table:
     return Table("accuracy", caption, pd.DataFrame(rows), f"{name}.csv", cites)
 
 
-def baselines_table(tables: Tables) -> Table:
+def baselines_table(tables: ModelTables) -> Table:
     """Baselines of the literature on the same prompts."""
     columns = ("decoder", *with_interval("speed_ratio"), "token_agreement")
     name, table = tables.read("09_baselines", columns=columns)
@@ -179,7 +180,7 @@ def baselines_table(tables: Tables) -> Table:
     return Table("baselines", caption, pd.DataFrame(rows), f"{name}.csv", cites)
 
 
-MAKERS: tuple[Callable[[Tables], Table], ...] = (
+MAKERS: tuple[Callable[[ModelTables], Table], ...] = (
     speed_table, auroc_table, calibration_table, accuracy_table, baselines_table,
 )  # fmt: skip
 

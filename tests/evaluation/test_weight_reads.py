@@ -8,7 +8,7 @@ from tiny import N_BLOCKS, after, prompts, random_heads
 
 import eelib
 from eelib import evaluation
-from eelib.decoding.session import DecodingOutput, DecodingStats
+from eelib.decoding.output import DecodingOutput, DecodingStats
 from eelib.evaluation.tuning import count_work
 from eelib.evaluation.weight_reads import WeightReads, emitted_depths, exit_costs, exit_shares, inventory
 
