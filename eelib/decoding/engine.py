@@ -89,7 +89,7 @@ def generate(
             generate_kwargs.setdefault("attention_mask", mask.to(model.device))
         ids = token_ids(input_ids, vocab_size=Backbone.of(model).n_tokens).to(model.device)
         return model.generate(ids, custom_generate=engine, **prepared(model, generate_kwargs))
-    except EelibError:
+    except (EelibError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if began:

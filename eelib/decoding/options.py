@@ -57,50 +57,55 @@ def _mask(name: str, value: Any) -> Tensor | None:
     return value
 
 
+def _decay(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise InvalidInputError(f"{name}={value!r}: expected a pair, the token to start at and a factor.")
+    Number(least=0, whole=True)(name, value[0])
+    Number(above=0)(name, value[1])
+
+
+def _flat(tokens: Any) -> list[Any]:
+    return np.ravel(tokens).tolist()
+
+
+_WHOLE = Number(least=0, whole=True, optional=True)
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length"), _WHOLE),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), _WHOLE),
+    "max_time": Number(least=0, optional=True, infinite=True),
+    "exponential_decay_length_penalty": _decay,
+}
 _TOKENS: dict[str, Callable[[Any], Iterable[Any]]] = {
-    **dict.fromkeys(("eos_token_id", "forced_eos_token_id", "forced_bos_token_id"), np.ravel),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), np.ravel),
+    **dict.fromkeys(("forced_eos_token_id", "forced_bos_token_id"), _flat),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), _flat),
     "bad_words_ids": lambda words: [token for word in words for token in word],
     "sequence_bias": lambda biases: [token for sequence in dict(_hashable(biases)) for token in sequence],
 }
-"""Arguments that name tokens, and how these are found in them."""
+"""Options that name tokens, and how these are found in them."""
 
 
 def _hashable(biases: Any) -> Any:
     return biases if isinstance(biases, Mapping) else [(tuple(sequence), bias) for sequence, bias in biases]
 
 
-def _check_tokens(name: str, value: Any, n_tokens: int) -> None:
-    if value is None:
-        return
-    try:
-        named = list(_TOKENS[name](value))
-    except (TypeError, ValueError):
-        return  # transformers refuses what is none of its forms
+def _check_values(config: GenerationConfig, n_tokens: int) -> None:
+    """Refuse values that transformers accepts, and fails on later."""
+    for name, check in _CHECKS.items():
+        check(name, getattr(config, name, None))
+    for name, tokens_of in _TOKENS.items():
+        value = getattr(config, name, None)
+        if value is not None:
+            _check_tokens(name, tokens_of(value), n_tokens)
+    if config.exponential_decay_length_penalty is not None:  # it raises the score of the end, so there must be one
+        _check_tokens("eos_token_id", _flat(config.eos_token_id), n_tokens)
+
+
+def _check_tokens(name: str, named: Iterable[Any], n_tokens: int) -> None:
     beyond = [token for token in (Number(whole=True)(name, token) for token in named) if token >= n_tokens]
     if beyond:
         raise InvalidInputError(f"{name} names tokens {beyond[:5]}: expected tokens below {n_tokens}.")
-
-
-def _decay(name: str, value: Any) -> tuple[int, float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or len(value) != 2:
-        raise InvalidInputError(f"{name}={value!r}: expected a pair, the token to start at and a factor.")
-    return Number(least=0, whole=True)(name, value[0]), Number(above=0)(name, value[1])
-
-
-_WHOLE = Number(least=0, whole=True, optional=True)
-_CHECKS = {
-    **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length"), _WHOLE),
-    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), _WHOLE),
-    "attention_mask": _mask,
-    "exponential_decay_length_penalty": _decay,
-    "max_time": Number(least=0, optional=True, infinite=True),
-    "logits_processor": _callables,
-    "stopping_criteria": _callables,
-}
-"""What transformers takes from anybody, and stumbles over in the middle of a text."""
 
 
 def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +114,8 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
     Transformers (5.23) drops the tokenizer on the way to a callable, and would then refuse stop strings.
 
     Raises:
-        InvalidInputError: stop strings without a tokenizer.
+        InvalidInputError: not a configuration, mask, processors or criteria, or stop strings without a tokenizer.
         UnsupportedError: an argument that never reaches a callable, and would be ignored.
-        InvalidInputError: a configuration that is none, a time that is none, or stop strings without a tokenizer.
     """
     for name in _REFUSED_ARGUMENTS:
         if generate_kwargs.get(name) is not None:
@@ -121,9 +125,8 @@ def prepared(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> dict[st
     if config is not None and not isinstance(config, GenerationConfig):
         raise InvalidInputError(f"generation_config={config!r}: expected transformers' GenerationConfig, or None.")
     config = config or model.generation_config
-    for name in _TOKENS.keys() & kwargs.keys():
-        _check_tokens(name, kwargs[name], Backbone.of(model).n_tokens)
-    kwargs |= {name: check(name, kwargs[name]) for name, check in _CHECKS.items() if name in kwargs}
+    checks = {"attention_mask": _mask, "logits_processor": _callables, "stopping_criteria": _callables}
+    kwargs |= {name: check(name, kwargs[name]) for name, check in checks.items() if name in kwargs}
     tokenizer = kwargs.pop("tokenizer", None)
     stop_strings = kwargs.pop("stop_strings", None) or config.stop_strings
     if not stop_strings:
@@ -171,8 +174,10 @@ def attended(
         given: names of the caller's own arguments, if known.
 
     Raises:
+        InvalidInputError: an option with a value that cannot be.
         UnsupportedError: an option or input that this engine does not support.
     """
+    _check_values(config, Backbone.of(model).n_tokens)
     own = added_by_transformers(model) - (given or frozenset())
     for name, refused in _REFUSED.items():
         if refused(config):

@@ -268,21 +268,27 @@ def test_processors_that_leave_a_head_nothing(llama):
     assert out.stats.drafted == 0 and torch.equal(out.sequences, own_text(llama, prompts(1)[0], **kwargs))
 
 
+@pytest.mark.parametrize("way", ["argument", "generation_config"])
 @pytest.mark.parametrize(
-    "named",
+    ("options", "says"),
     [
-        {"forced_eos_token_id": 1000},
-        {"forced_eos_token_id": [3, 1000]},
-        {"eos_token_id": 1000},
-        {"bad_words_ids": [[3], [5, 1000]]},
-        {"sequence_bias": [[[3, 1000], 1.0]]},
-        {"sequence_bias": {(1000,): 1.0}},
+        ({"forced_eos_token_id": 1000}, r"names tokens \[1000\]"),
+        ({"forced_eos_token_id": [3, 1000]}, r"names tokens \[1000\]"),
+        ({"exponential_decay_length_penalty": (2, 1.1), "eos_token_id": 1000}, r"names tokens \[1000\]"),
+        ({"exponential_decay_length_penalty": (2, -1.0)}, "expected a number above 0|expected a positive number"),
+        ({"bad_words_ids": [[3], [5, 1000]]}, r"names tokens \[1000\]"),
+        ({"sequence_bias": [[[3, 1000], 1.0]]}, r"names tokens \[1000\]"),
+        ({"sequence_bias": {(1000,): 1.0}}, r"names tokens \[1000\]"),
+        ({"begin_suppress_tokens": [True]}, "begin_suppress_tokens=True: expected a whole number"),
+        ({"no_repeat_ngram_size": True}, "no_repeat_ngram_size=True: expected a whole number"),
+        ({"max_time": "soon"}, "max_time='soon'"),
     ],
     ids=str,
 )
-def test_tokens_that_the_model_does_not_have_are_refused(llama, named):
-    with pytest.raises(InvalidInputError, match=r"names tokens \[1000\]"):
-        eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), max_new_tokens=2, **named)
+def test_values_that_transformers_fails_on_in_the_middle_are_refused(llama, options, says, way):
+    given = options if way == "argument" else {"generation_config": GenerationConfig(max_new_tokens=2, **options)}
+    with pytest.raises(InvalidInputError, match=says):
+        eelib.generate(llama, prompts(1)[0], policy=eelib.Never(), **({"max_new_tokens": 2} | given))
 
 
 def test_several_forced_ends_are_taken(llama):
