@@ -5,13 +5,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "loading", "probing", "segments", "lengths", "fingerprints", "tokens", "kv_cache", "packing", "int8", "teacher",
+        "loading", "probing", "segments", "lengths", "fingerprints", "tokens", "kv_cache", "packing", "graphs", "int8",
+        "teacher",
     ],
     submod_attrs={
         "loading": ["load_model"],
         "segments": ["Backbone"],
         "kv_cache": ["KVCache"],
         "packing": ["packed", "unpack"],
+        "graphs": ["Graphs"],
         "int8": ["with_int8"],
         "teacher": ["TeacherOutputs", "Teacher"],
     },

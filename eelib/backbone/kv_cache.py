@@ -15,7 +15,7 @@ def cache_argument(module: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
-class _KVLayer(CacheLayerMixin):
+class KVLayer(CacheLayerMixin):
     """Keys and values of one block, in a doubling buffer.
 
     All are kept, so that any can be rolled back; a sliding-window layer returns only those in its window.
@@ -36,14 +36,26 @@ class _KVLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        if end > self.capacity:
-            self._grow(end)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        first = self.first_seen(self.length)
-        self.length = end
-        return self.keys[:, :, first:end], self.values[:, :, first:end]
+        start, n = self.length, key_states.shape[2]
+        seen = self.extend(n)
+        self.keys[:, :, start : start + n] = key_states
+        self.values[:, :, start : start + n] = value_states
+        return seen
+
+    def extend(self, n: int) -> tuple[Tensor, Tensor]:
+        """Make room for n positions.
+
+        Returns the keys and values that they see; their own, the last ones, are still to be written.
+        """
+        if self.length + n > self.capacity:
+            self._grow(self.length + n)
+        self.length += n
+        return self.seen(n)
+
+    def seen(self, n: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that the last n positions see."""
+        first = self.first_seen(self.length - n)
+        return self.keys[:, :, first : self.length], self.values[:, :, first : self.length]
 
     def _grow(self, needed: int) -> None:
         old_keys, old_values = self.keys, self.values
@@ -99,7 +111,7 @@ class KVCache(Cache):
                 "and values in every block."
             )
         self.windows = [layer.sliding_window if layer.is_sliding else None for layer in layers]
-        super().__init__(layers=[_KVLayer(capacity, window, kept_in) for window in self.windows])
+        super().__init__(layers=[KVLayer(capacity, window, kept_in) for window in self.windows])
         self.reported: int | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

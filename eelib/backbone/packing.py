@@ -10,9 +10,10 @@ import functools
 import logging
 import threading
 import time
+import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import psutil
@@ -53,6 +54,24 @@ def unpack(module: nn.Module) -> None:
             del _Packing.known[module]
 
 
+class Stamps:
+    """Notice when parameters or buffers are replaced or written."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        held = [each for module in modules for each in (module._parameters, module._buffers)]
+        self._stamps = [_stamp(each, name) for each in held for name in each]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether none was replaced, moved or written since."""
+        for held, name, tensor, address, version in self._stamps:
+            if held[name] is not tensor:
+                return False
+            if tensor is not None and (tensor.data_ptr() != address or _version(tensor) != version):
+                return False
+        return True
+
+
 class _Product:
     """Packed weight of one or several linear layers with one input.
 
@@ -64,33 +83,24 @@ class _Product:
         self.weight = _pack(torch.cat([layer.weight.detach() for layer in layers]))
         biases = [layer.bias for layer in layers]
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        self.stamps = [_stamp(layer, name) for layer in layers for name in ("weight", "bias")]
+        self.stamps = Stamps(layers)
         self.samples = [_sample(layer) for layer in layers]
         self.rows = equal_rows(layers)
         self.last: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()
 
-    @property
-    def fresh(self) -> bool:
-        """Whether no weight or bias was replaced or written since packing.
-
-        Writes that bypass torch's version counter (`weight.data += ...`) show in a sample of the values, checked when a
-        context begins.
-        """
-        for held, name, tensor, address, version in self.stamps:
-            if held[name] is not tensor:
-                return False
-            if tensor is not None and (tensor.data_ptr() != address or _version(tensor) != version):
-                return False
-        return True
-
     def unchanged(self) -> bool:
+        """Whether no weight was replaced or written.
+
+        A sample of the values, taken when a context begins, shows what bypasses torch's version counter
+        (`weight.data += ...`).
+        """
         samples = zip(self.layers, self.samples, strict=True)
-        return self.fresh and all(torch.equal(_sample(layer), sample) for layer, sample in samples)
+        return self.stamps.fresh and all(torch.equal(_sample(layer), sample) for layer, sample in samples)
 
     def of_layer(self, place: int, x: Tensor) -> Tensor | None:
         """Output of the layer at this place; None if not packed."""
         if place == 0:
-            if not self.fresh:
+            if not self.stamps.fresh:
                 return None
             product = _multiply(x, self.weight, self.bias)
             if len(self.widths) == 1:
@@ -106,8 +116,13 @@ class _Product:
         return parts[place]
 
 
-class _Packed:
-    """Mixin for the class of a packed module. product, place: see `_Product`."""
+class PackedLayer:
+    """Mixin for the class of a packed module.
+
+    Attributes:
+        product: packed weight that it shares with its siblings.
+        place: its own among them.
+    """
 
     product: _Product
     place: int
@@ -115,7 +130,8 @@ class _Packed:
     def forward(self, x: Tensor) -> Tensor:
         product = self.product
         usable = x.dtype is product.weight.dtype and x.is_contiguous() and not torch.is_grad_enabled()
-        if usable and x.numel() // (x.shape[-1] or 1) in product.rows and product.layers[self.place] is self:
+        n_rows = int(x.numel()) // int(x.shape[-1] or 1)  # tensors while a block is recorded
+        if usable and n_rows in product.rows and product.layers[self.place] is self:
             found = product.of_layer(self.place, x)
             if found is not None:
                 return found
@@ -124,7 +140,7 @@ class _Packed:
 
 @functools.cache
 def _packed_class(usual: type) -> type:
-    return type(f"Packed{usual.__name__}", (_Packed, usual), {})
+    return type(f"Packed{usual.__name__}", (PackedLayer, usual), {})
 
 
 class _Packing:
@@ -197,7 +213,7 @@ def _available() -> bool:
 def _fits(module: nn.Module) -> bool:
     """Whether this is torch's own linear layer, or an equivalent (`packs`)."""
     computes_the_same = getattr(type(module), "packs", type(module) is nn.Linear)
-    if not computes_the_same or isinstance(module, _Packed) or "forward" in vars(module):
+    if not computes_the_same or isinstance(module, PackedLayer) or "forward" in vars(module):
         return False
     return module.weight.device.type == "cpu" and module.weight.is_contiguous()
 
@@ -325,9 +341,8 @@ def siblings(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[list[n
     return groups + [[layer] for layer in layers if id(layer) not in grouped]
 
 
-def _stamp(layer: nn.Module, name: str) -> tuple:
-    """Identity, address and version of a layer's tensor, to detect changes."""
-    held = next(each for each in (layer._parameters, layer._buffers) if name in each)
+def _stamp(held: dict[str, Tensor | None], name: str) -> tuple:
+    """Identity, address and version of a tensor."""
     tensor = held[name]
     return held, name, tensor, *((None, None) if tensor is None else (tensor.data_ptr(), _version(tensor)))
 
@@ -347,9 +362,24 @@ def _pack(weight: Tensor) -> Tensor:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.jit.is_tracing():
+        return _scripted()(x, weight, bias)
     return _operator()(x, weight, bias, "none", [], "")
 
 
 @functools.cache
 def _operator() -> Callable:
     return torch.ops.mkldnn._linear_pointwise.default  # by its overload, which takes less time to find
+
+
+@functools.cache
+def _scripted() -> Callable:
+    """The operator for the tracer, which knows no lists of optional numbers."""
+    source = """
+def multiply(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    scalars = torch.jit.annotate(List[Optional[Union[int, float, complex]]], [])
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", scalars, "")
+"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TorchScript's age
+        return torch.jit.CompilationUnit(source).multiply

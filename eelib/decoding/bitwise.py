@@ -158,7 +158,7 @@ def row_groups(x: Float[Tensor, "... row width"], at_once: frozenset[int]) -> li
 
     All rows if their number is in `at_once`, else one by one.
     """
-    if x.shape[-2] in at_once:
+    if int(x.shape[-2]) in at_once:
         return [x]
     if x.shape[-2] > MAX_ROWS:
         return [group for part in x.split(MAX_ROWS, dim=-2) for group in row_groups(part, at_once)]

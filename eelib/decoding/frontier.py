@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eelib.backbone.graphs import Graphs, replayable
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.packing import packed
 from eelib.backbone.segments import Backbone, Span
@@ -43,6 +44,8 @@ class Frontier:
         self.block_positions = [0] * backbone.n_blocks
         self.block_calls = [0] * backbone.n_blocks
         self._exact = RowExact.of(backbone) if exact else None
+        self._blocks = backbone.blocks if self._exact is None else self._exact.blocks
+        self._graphs: Graphs | None = None  # made when first needed, inside `packed`
         self._passed = [0] * self.n_segments  # positions that have left each segment
         self._waiting: list[Tensor | None] = [None] * self.n_segments  # [1, position, hidden] at each entrance
         self._tokens: Tensor | None = None  # [1, position], all that were fed
@@ -137,14 +140,20 @@ class Frontier:
                 self._waiting[segment] = kept if kept.shape[1] else None
 
     def _run(self, first: int, last: int, hidden: Tensor, start: int) -> Tensor:
-        if self._exact is None or start == 0:
+        if start == 0:
             return self.backbone.run(first, last, hidden, self._span(start, hidden.shape[1]))
         parts = []
-        for part in hidden.split(self._exact.at_once, dim=1):
-            span = self._span(start, part.shape[1])
-            parts.append(self.backbone.run(first, last, part, span, self._exact.blocks))
-            start += span.length
+        for part in [hidden] if self._exact is None else hidden.split(self._exact.at_once, dim=1):
+            parts.append(self._run_together(first, last, part, self._span(start, part.shape[1])))
+            start += part.shape[1]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _run_together(self, first: int, last: int, hidden: Tensor, span: Span) -> Tensor:
+        if not replayable(hidden):
+            return self.backbone.run(first, last, hidden, span, self._blocks)
+        if self._graphs is None:
+            self._graphs = Graphs.of(self._blocks)
+        return self._graphs.run(first, last, hidden, span, self.cache, self._blocks)
 
     def _arrive(self, segment: int, hidden: Tensor) -> None:
         waiting = self._waiting[segment]

@@ -1,0 +1,303 @@
+"""Block graphs: recorded operations, replayed without Python, bit for bit.
+
+Between matrix products a step of decoding spends its time in Python around small operations. TorchScript's tracer
+records the operations of a block, and its interpreter replays them: the same kernels in the same order. What a trace
+would freeze is looked for: a block that decides by values, asks its cache for more than keys and values, or is wrapped
+in others' code runs as it is, and so does one whose replay differs from it in a single bit.
+"""
+
+import copy
+import threading
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Cache, PreTrainedConfig
+
+from eelib.backbone.kv_cache import KVCache, KVLayer
+from eelib.backbone.packing import MAX_ROWS, PackedLayer, Stamps
+from eelib.backbone.probing import with_parts
+from eelib.backbone.segments import Span
+
+RECORD_AFTER = 16
+"""Calls with a number of rows after which a block is recorded for it."""
+
+_OWN = ("torch.", "transformers.", "eelib.")
+_UNREPLAYABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class Graphs:
+    """Recorded operations of a list of blocks.
+
+    Use `Graphs.of(blocks)` once a text: it looks for parts, hooks and settings that were changed.
+    """
+
+    _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
+    _lock: ClassVar = threading.Lock()
+
+    def __init__(self, blocks: nn.ModuleList):
+        self._blocks = [_Block(block, index) for index, block in enumerate(blocks)]
+
+    @classmethod
+    def of(cls, blocks: nn.ModuleList) -> "Graphs":
+        """Graphs of these blocks, kept as long as they are."""
+        with cls._lock:
+            known = cls._known.get(blocks)
+            if known is None or len(known._blocks) != len(blocks):
+                known = cls._known[blocks] = cls(blocks)
+            known._blocks = [
+                old if old.describes(block) else _Block(block, old.index)
+                for old, block in zip(known._blocks, blocks, strict=True)
+            ]
+            return known
+
+    def run(
+        self,
+        first: int,
+        last: int,
+        hidden: Float[Tensor, "batch position hidden"],
+        span: Span,
+        cache: KVCache,
+        blocks: Sequence[nn.Module],
+    ) -> Tensor:
+        """Run blocks on a span as `Backbone.run` does, replaying what is recorded.
+
+        Returns:
+            [batch, position, hidden].
+        """
+        with torch.jit.optimized_execution(False):
+            for index in range(first, last):
+                hidden = self._blocks[index](blocks[index], hidden, *span.calls[index], cache.layers[index])
+        return hidden
+
+
+def replayable(hidden: Tensor) -> bool:
+    """Whether replays may stand in here: few rows, without gradients or autocasting."""
+    plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type))
+    return plain and hidden.shape[1] <= MAX_ROWS and hidden.is_contiguous()
+
+
+class _Block:
+    """Graphs of one block, by number of rows and form of call."""
+
+    def __init__(self, block: nn.Module, index: int):
+        self.index, self._block = index, weakref.ref(block)
+        self._stamps, self._products = Stamps(block.modules()), weakref.WeakSet(_products(block))
+        self._settings = _settings(block)
+        self._calls: Counter = Counter()
+        self._graphs: dict[tuple, _Graph | None] = {}  # None where it cannot be replayed
+        self._turn = threading.Lock()
+
+    def describes(self, block: nn.Module) -> bool:
+        same = self._block() is block and self._settings == _settings(block) and self._stamps.fresh
+        return same and set(self._products) == _products(block)
+
+    def __call__(self, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer) -> Tensor:
+        form, tensors = _form(args, kwargs)
+        key = hidden.shape[1], form
+        graph = self._graphs.get(key)
+        if graph is not None and graph.known_at(layer.length + key[0]) and self._stamps.fresh:
+            return graph.replay(hidden, *layer.extend(key[0]), *tensors, *graph.weights)
+        self._calls[key] += 1
+        wanted = self._calls[key] > RECORD_AFTER and self._graphs.get(key, True) is not None
+        if not wanted or form is None or self._settings is None or not self._stamps.fresh:
+            return _state(block(hidden, *args, **kwargs))
+        with self._turn:
+            return self._compared(key, block, hidden, args, kwargs, layer)
+
+    def _compared(
+        self, key: tuple, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer
+    ) -> Tensor:
+        """Run the block itself, and compare its graph.
+
+        It is recorded if it is not yet, and kept only where it gives the same bits.
+        """
+        with _Watch() as watch:
+            found = _state(block(hidden, *args, **kwargs))
+        seen = layer.seen(key[0])
+        if key not in self._graphs:
+            self._graphs[key] = None if watch.unreplayable else _record(block, self.index, hidden, args, kwargs, seen)
+        graph = self._graphs[key]
+        if graph is not None and not graph.equals(found, hidden, seen, _form(args, kwargs)[1], layer.length):
+            self._graphs[key] = None
+        return found
+
+
+class _Graph:
+    """Operations of one block for some number of rows.
+
+    replay: takes hidden state, the keys and values seen (the new rows last, to be written), the tensors of the call,
+        and the packed weights; returns the hidden state.
+    """
+
+    def __init__(self, replay: Callable[..., Tensor], weights: list[Tensor]):
+        self.replay, self.weights = replay, weights
+        self._lengths: set[int] = set()  # at which it was compared
+        self._magnitudes: set[int] = set()  # of these
+
+    def known_at(self, length: int) -> bool:
+        """Whether the graph was compared at enough other lengths.
+
+        At two, which shows a length that was frozen, and at one up to the same power of two, since a block may decide
+        by length.
+        """
+        return len(self._lengths) > 1 and _magnitude(length) in self._magnitudes
+
+    def equals(
+        self, found: Tensor, hidden: Tensor, seen: tuple[Tensor, Tensor], tensors: list[Tensor], length: int
+    ) -> bool:
+        """Whether a replay gives the bits that the block just gave.
+
+        The block's own stay in the cache.
+        """
+        n_rows = hidden.shape[1]
+        own = [part[:, :, -n_rows:].clone() for part in seen]
+        try:
+            replayed = self.replay(hidden, *seen, *tensors, *self.weights)
+            new = [part[:, :, -n_rows:] for part in seen]
+            same = torch.equal(replayed, found) and all(map(torch.equal, new, own))
+        except Exception:  # whatever an operation raises at sizes other than those recorded
+            same = False
+        if same:
+            self._lengths.add(length)
+            self._magnitudes.add(_magnitude(length))
+        else:
+            for part, written in zip(seen, own, strict=True):
+                part[:, :, -n_rows:] = written
+        return same
+
+
+class _SeenCache(Cache):
+    """Cache of one call while it is recorded: takes new keys and values, returns those seen."""
+
+    def __init__(self, index: int, keys: Tensor, values: Tensor):
+        self.index, self.keys, self.values, self.updates = index, keys, values, 0
+
+    def __getattribute__(self, name: str):
+        if name in ("index", "keys", "values", "updates", "update") or name.startswith("__"):
+            return object.__getattribute__(self, name)
+        raise AttributeError(f"{name}: a block that asks its cache for more than keys and values is not recorded.")
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        if layer_idx != self.index:
+            raise AttributeError(f"update({layer_idx}): keys and values of another block.")
+        self.updates += 1
+        self.keys[:, :, -key_states.shape[2] :] = key_states
+        self.values[:, :, -value_states.shape[2] :] = value_states
+        return self.keys, self.values
+
+
+class _Watch(TorchDispatchMode):
+    """Notes operations whose values Python looks at, or that decide the size of a tensor."""
+
+    unreplayable = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.unreplayable |= not _UNREPLAYABLE.isdisjoint(func.tags)
+        return func(*args, **(kwargs or {}))
+
+
+def _record(
+    block: nn.Module, index: int, hidden: Tensor, args: tuple, kwargs: dict, seen: tuple[Tensor, Tensor]
+) -> _Graph | None:
+    """The graph of a call; None if the block does not lend itself to it."""
+    copied, slots = _with_slots(block)
+    weights = [slot.weight for slot in slots]
+    tensors, caches = _form(args, kwargs)[1], []
+
+    def run(hidden: Tensor, keys: Tensor, values: Tensor, *inputs: Tensor) -> Tensor:
+        of_call, packed = iter(inputs[: len(tensors)]), inputs[len(tensors) :]
+        for slot, weight in zip(slots, packed, strict=True):
+            slot.weight = weight
+        caches.append(_SeenCache(index, keys, values))
+        given = [_filled(value, of_call, caches[-1]) for value in args]
+        named = {name: _filled(value, of_call, caches[-1]) for name, value in kwargs.items()}
+        return _state(copied(hidden, *given, **named))
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's, of conditions on sizes, which comparing covers
+            replay = torch.jit.trace(run, (hidden, *seen, *tensors, *weights), check_trace=False)
+    except Exception:  # whatever a block's code or the tracer raises where it cannot be traced
+        return None
+    vars(replay).pop("_torchdynamo_inline", None)  # it would keep the block alive
+    return _Graph(replay, weights) if caches[-1].updates == 1 else None
+
+
+def _magnitude(length: int) -> int:
+    return (length - 1).bit_length()
+
+
+def _with_slots(block: nn.Module) -> tuple[nn.Module, list]:
+    """Copy of a block, parameters shared, and copies of its packed products, whose weights may be set."""
+    layers = {path: copy.copy(m) for path, m in block.named_modules() if isinstance(m, PackedLayer)}
+    slots = {layer.product: copy.copy(layer.product) for layer in layers.values()}
+    for layer in layers.values():
+        layer.product = slots[layer.product]
+    for slot in slots.values():
+        slot.layers = [layer for layer in layers.values() if layer.product is slot]
+    return with_parts(block, layers), list(slots.values())
+
+
+def _products(block: nn.Module) -> set:
+    return {module.product for module in block.modules() if isinstance(module, PackedLayer)}
+
+
+def _settings(block: nn.Module) -> list | None:
+    """What else a block's output may depend on; None if there is code that no trace would show."""
+    found = []
+    for module in block.modules():
+        kept = vars(module)
+        if kept["_forward_hooks"] or kept["_forward_pre_hooks"] or "forward" in kept:
+            return None
+        if not type(module).__module__.startswith(_OWN):
+            return None
+        found += [value for value in kept.values() if isinstance(value, bool | int | float | str)]
+        if isinstance(kept.get("config"), PreTrainedConfig):
+            found.append(kept["config"]._attn_implementation)
+    return found
+
+
+def _leaves(args: tuple, kwargs: dict) -> Iterator:
+    for value in (*args, *kwargs.values()):
+        if type(value) is tuple:
+            yield from value
+        else:
+            yield value
+
+
+def _form(args: tuple, kwargs: dict) -> tuple[tuple | None, list[Tensor]]:
+    """What calls of one graph have in common, and their tensors.
+
+    None where nothing is known of that.
+    """
+    form, tensors = [*kwargs], []
+    for leaf in _leaves(args, kwargs):
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+            form.append(Tensor)
+        elif isinstance(leaf, Cache):
+            form.append(Cache)
+        elif leaf is None or isinstance(leaf, bool | str):
+            form.append(leaf)
+        else:  # numbers, which may change from call to call, or anything else
+            return None, []
+    return tuple(form), tensors
+
+
+def _filled(value: object, tensors: Iterator[Tensor], cache: Cache) -> object:
+    if type(value) is tuple:
+        return tuple(_filled(leaf, tensors, cache) for leaf in value)
+    if isinstance(value, Tensor):
+        return next(tensors)
+    return cache if isinstance(value, Cache) else value
+
+
+def _state(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
