@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -57,6 +57,11 @@ class Graphs:
             ]
             return known
 
+    def record_soon(self, n_rows: int) -> None:
+        """Record at the next call with this number of rows."""
+        for block in self._blocks:
+            block.due.add(n_rows)
+
     def run(
         self,
         first: int,
@@ -64,7 +69,6 @@ class Graphs:
         hidden: Float[Tensor, "batch position hidden"],
         span: Span,
         cache: KVCache,
-        blocks: Sequence[nn.Module],
     ) -> Tensor:
         """Run blocks on a span as `Backbone.run` does, replaying what is recorded.
 
@@ -73,7 +77,7 @@ class Graphs:
         """
         with torch.jit.optimized_execution(False):
             for index in range(first, last):
-                hidden = self._blocks[index](blocks[index], hidden, *span.calls[index], cache.layers[index])
+                hidden = self._blocks[index](hidden, *span.calls[index], cache.layers[index])
         return hidden
 
 
@@ -90,6 +94,7 @@ class _Block:
         self.index, self._block = index, weakref.ref(block)
         self._stamps, self._products = Stamps(block.modules()), weakref.WeakSet(_products(block))
         self._settings = _settings(block)
+        self.due: set[int] = set()  # numbers of rows to record at the next call
         self._calls: Counter = Counter()
         self._graphs: dict[tuple, _Graph | None] = {}  # None where it cannot be replayed
         self._turn = threading.Lock()
@@ -98,15 +103,19 @@ class _Block:
         same = self._block() is block and self._settings == _settings(block) and self._stamps.fresh
         return same and set(self._products) == _products(block)
 
-    def __call__(self, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer) -> Tensor:
+    def __call__(self, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer) -> Tensor:
         form, tensors = _form(args, kwargs)
-        key = hidden.shape[1], form
+        n_rows = hidden.shape[1]
+        key = n_rows, hidden.shape[0], form
         graph = self._graphs.get(key)
-        if graph is not None and graph.known_at(layer.length + key[0]) and self._stamps.fresh:
-            return graph.replay(hidden, *layer.extend(key[0]), *tensors, *graph.weights)
+        fresh = layer.is_initialized and self._stamps.fresh
+        if graph is not None and fresh and graph.known_at(layer.length + n_rows):
+            return graph.replay(hidden, *layer.extend(n_rows), *tensors, *graph.weights)
+        block = self._block()
         self._calls[key] += 1
-        wanted = self._calls[key] > RECORD_AFTER and self._graphs.get(key, True) is not None
-        if not wanted or form is None or self._settings is None or not self._stamps.fresh:
+        due = n_rows in self.due or self._calls[key] > RECORD_AFTER
+        wanted = due and self._graphs.get(key, True) is not None
+        if not (wanted and fresh) or form is None or self._settings is None:
             return _state(block(hidden, *args, **kwargs))
         with self._turn:
             return self._compared(key, block, hidden, args, kwargs, layer)
@@ -120,7 +129,7 @@ class _Block:
         """
         with _Watch() as watch:
             found = _state(block(hidden, *args, **kwargs))
-        seen = layer.seen(key[0])
+        seen = layer.seen(hidden.shape[1])
         if key not in self._graphs:
             self._graphs[key] = None if watch.unreplayable else _record(block, self.index, hidden, args, kwargs, seen)
         graph = self._graphs[key]
@@ -174,7 +183,7 @@ class _Graph:
 
 
 class _SeenCache(Cache):
-    """Cache of one call while it is recorded: takes new keys and values, returns those seen."""
+    """Stand-in for the cache while a call is recorded."""
 
     def __init__(self, index: int, keys: Tensor, values: Tensor):
         self.index, self.keys, self.values, self.updates = index, keys, values, 0
@@ -273,7 +282,7 @@ def _leaves(args: tuple, kwargs: dict) -> Iterator:
 
 
 def _form(args: tuple, kwargs: dict) -> tuple[tuple | None, list[Tensor]]:
-    """What calls of one graph have in common, and their tensors.
+    """What calls of one graph share, and their tensors.
 
     None where nothing is known of that.
     """

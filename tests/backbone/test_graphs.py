@@ -38,7 +38,7 @@ def own(model, new=40):
 def replayed(model) -> set[int]:
     """Numbers of rows that every block replays."""
     blocks = graphs.Graphs._known[Backbone.of(model).blocks]._blocks
-    return set.intersection(*[{n for (n, _), graph in b._graphs.items() if graph is not None} for b in blocks])
+    return set.intersection(*[{n for (n, *_), graph in b._graphs.items() if graph is not None} for b in blocks])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
