@@ -203,7 +203,10 @@ class _SeenCache(Cache):
 
 
 class _Watch(TorchDispatchMode):
-    """Notes operations whose values Python looks at, or that decide the size of a tensor."""
+    """Watch for operations whose values Python looks at.
+
+    Or whose values decide the size of a tensor.
+    """
 
     unreplayable = False
 
@@ -215,7 +218,7 @@ class _Watch(TorchDispatchMode):
 def _record(
     block: nn.Module, index: int, hidden: Tensor, args: tuple, kwargs: dict, seen: tuple[Tensor, Tensor]
 ) -> _Graph | None:
-    """The graph of a call; None if the block does not lend itself to it."""
+    """Graph of a call; None if the block cannot be recorded."""
     copied, slots = _with_slots(block)
     weights = [slot.weight for slot in slots]
     tensors, caches = _form(args, kwargs)[1], []
@@ -244,7 +247,10 @@ def _magnitude(length: int) -> int:
 
 
 def _with_slots(block: nn.Module) -> tuple[nn.Module, list]:
-    """Copy of a block, parameters shared, and copies of its packed products, whose weights may be set."""
+    """Copy of a block, parameters shared, and of its packed products.
+
+    The weights of these may be set.
+    """
     layers = {path: copy.copy(m) for path, m in block.named_modules() if isinstance(m, PackedLayer)}
     slots = {layer.product: copy.copy(layer.product) for layer in layers.values()}
     for layer in layers.values():
@@ -259,7 +265,10 @@ def _products(block: nn.Module) -> set:
 
 
 def _settings(block: nn.Module) -> list | None:
-    """What else a block's output may depend on; None if there is code that no trace would show."""
+    """What else a block's output may depend on.
+
+    None if it has code that no trace would show.
+    """
     found = []
     for module in block.modules():
         kept = vars(module)
