@@ -9,13 +9,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 SITE_READY := .venv/.site-ready
 # What make test-quick leaves out, by what pytest's --durations says: notebooks, processes, every architecture.
-LONG := workflow/test_batch.py workflow/test_notebooks.py test_contributing.py test_fuzz.py test_locale.py test_readme.py \
+LONG := chaos/test_hostile.py chaos/test_no_room.py chaos/test_two_at_once.py workflow/test_batch.py \
+	workflow/test_notebooks.py test_contributing.py test_fuzz.py test_locale.py test_readme.py \
 	decoding/test_acceptance.py decoding/test_architectures.py decoding/test_bitwise.py decoding/test_branches.py \
 	decoding/test_changed_models.py decoding/test_options.py decoding/test_sweep.py evaluation/test_harness.py \
 	evaluation/test_harness_model.py evaluation/test_latency.py heads/test_hub.py heads/test_recipe.py
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full sizes models test test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint publish verify site
+.PHONY: help paper paper-full sizes models test test-browser test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint audit publish verify site
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -48,6 +49,9 @@ test-versions: $(READY)  ## run a part of the tests with the oldest and the newe
 test-slow: $(READY) $(OFFLINE)  ## run the long checks
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-browser: $(READY)  ## run the views in JupyterLab and Chromium, clicked and typed at
+	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
 bench: $(READY) $(OFFLINE)  ## print ways of decoding beside each other, as ratios, after make paper
 	@$(BIN)/python tests/bench/decoding.py $(ARGS)
 
@@ -78,6 +82,9 @@ verify: $(READY)  ## fail where README, docs or their tables are not what was pu
 site: $(SITE_READY)  ## build the docs into site/, with the outputs of the notebooks that were run, and check every link
 	@$(BIN)/python -m workflow.site
 
+audit: .venv/.audit-ready  ## print known vulnerabilities of the packages in requirements.lock; asks a service on the network
+	@$(BIN)/python -m workflow.supply audit
+
 lint: $(READY)  ## check style and formatting, notebooks too
 	@$(BIN)/ruff check eelib workflow tests notebooks
 	@$(BIN)/ruff format --check eelib workflow tests notebooks
@@ -87,7 +94,7 @@ $(READY): pyproject.toml constraints.txt
 		echo 'error: Python 3.11 or newer is needed; $(PYTHON) is not. Try: make PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[paper,track,bench,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[paper,explore,track,bench,dev]'
 	@# In a git checkout, notebooks are committed without their outputs.
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
 		git config --local filter.nbstripout.clean '$(BIN)/python -m nbstripout' && \
@@ -97,6 +104,11 @@ $(READY): pyproject.toml constraints.txt
 # What only the site needs is installed only for it.
 $(SITE_READY): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# What only the audit needs, likewise.
+.venv/.audit-ready: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[audit]'
 	@touch $@
 
 # The recipe fetches both and looks for itself what is missing; they age with nothing.

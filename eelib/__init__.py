@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "backbone", "baselines", "calibration", "confidence", "corpus", "decoding", "display", "errors", "evaluation",
-        "heads", "packaged", "plotting", "reporting", "settings", "statistics", "timing", "workspace",
+        "explorer", "heads", "packaged", "plotting", "reporting", "settings", "statistics", "timing", "workspace",
     ],
     submod_attrs={
         "backbone.segments": ["Backbone"],

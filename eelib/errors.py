@@ -33,6 +33,10 @@ class FetchError(EelibError):
     """Failed or corrupt download, or no disk space for it."""
 
 
+class DiskFullError(EelibError, OSError):
+    """No room on a disk: names the folder and what is missing."""
+
+
 class UnsupportedError(EelibError):
     """Generation option of transformers that this engine does not support."""
 

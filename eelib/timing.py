@@ -35,11 +35,11 @@ def provenance() -> str:
     device = about["processor"] if about["accelerator"] == "none" else f"{about['accelerator']}, {about['processor']}"
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
     parts = [f"{datetime.now(UTC):%Y-%m-%d}", f"{device}, {threads}"]
-    return " · ".join(parts + ([f"commit {_commit()}"] if _commit() else []))
+    return " · ".join(parts + ([f"commit {commit()}"] if commit() else []))
 
 
 @cache
-def _commit() -> str:
+def commit() -> str:
     """Short hash of the working folder's commit; empty without one."""
     try:
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)

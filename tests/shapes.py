@@ -5,6 +5,7 @@ Nothing else in them: what a wrong argument of another kind leads to is the libr
 
 import dataclasses
 import functools
+import inspect
 import typing
 
 import jaxtyping
@@ -30,7 +31,7 @@ def checked(function):
             function.__init__ = checked(function.__init__)
         return function
     arrays = {name: hint for name, hint in getattr(function, "__annotations__", {}).items() if _has_array(hint)}
-    if not arrays:
+    if not arrays or inspect.isgeneratorfunction(function):  # a generator's arguments are read when it runs
         return function
     everything, function.__annotations__ = function.__annotations__, arrays
     checking = beartype(function)

@@ -12,13 +12,14 @@ from tiny import PROJECT
 import eelib
 
 CORE = (
-    "errors display settings statistics workspace timing packaged backbone corpus heads confidence calibration decoding"
+    "errors display settings statistics timing workspace packaged backbone corpus heads confidence calibration decoding"
 ).split()
 WORKBENCH = ("evaluation", "baselines")
-ROOMS = [*CORE, *WORKBENCH, "plotting", "reporting"]
+ROOMS = [*CORE, *WORKBENCH, "plotting", "reporting", "explorer"]
 """A room imports only from those before it; what draws and what reports, only from those in `ALLOWED`."""
 ALLOWED = {
     "plotting": {"errors", "statistics", "workspace", "timing", "confidence"},
+    "explorer": {*CORE, "evaluation"},
     "reporting": {"errors", "statistics", "workspace", "confidence", "evaluation", "plotting"},
 }
 

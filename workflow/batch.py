@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -21,13 +22,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from eelib.errors import BatchError, EelibError, InvalidInputError
-from eelib.workspace import Workspace, expanded
+from eelib.workspace import Workspace, expanded, read_json, read_yaml, write_whole
+from eelib.workspace.ledger import RUN
+from eelib.workspace.writing import is_full, no_room
 from workflow import gallery
+from workflow.supply import sbom
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+PATIENCE = 30
+"""Seconds to wait for another run: long enough for one whose driver was killed to notice and end."""
+SLUG = re.compile(r"\w[\w.-]*")
+"""What a model may be called in a config."""
+UNUSABLE = re.compile(r"[{}\"'\x00-\x1f\x7f]")
+"""What the path of a workspace may not hold."""
+
 DRIVER = "EELIB_BATCH_PID"
 """Environment variable, "<process id>@<host>": the driver that a notebook's run belongs to."""
+BATCH = "EELIB_BATCH_CONFIG"
+"""Environment variable, as JSON: file and SHA-256 of the config that a notebook's run belongs to."""
 
 
 def code_hash(notebook: str | Path) -> str:
@@ -49,6 +62,7 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
     Raises:
         InvalidInputError: `source` is missing, not a notebook, or has no such parameter.
         BatchError: a cell failed, or another run is making the same target.
+        DiskFullError: there is no room for the executed notebook.
     """
     import papermill
 
@@ -58,10 +72,12 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
     part, failed = target.with_suffix(".part.ipynb"), target.with_suffix(".failed.ipynb")
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment, not the user's own
     os.environ["SPYDER_LIKE"] = "1"  # a name that makes tqdm.auto draw bars as text, which a log can follow
+    run = {"notebook": source.name, "code": code_hash(source), "parameters": dict(parameters)}
+    run["config"] = json.loads(os.environ.get(BATCH, "null"))
+    os.environ[RUN] = json.dumps(run, default=str)
     _die_with_driver()
     try:
-        # Long enough for a run whose driver was killed to notice and end.
-        with FileLock(target.with_suffix(".lock"), timeout=30), Follower(source.stem):
+        with FileLock(target.with_suffix(".lock"), timeout=PATIENCE), Follower(source.stem):
             try:
                 papermill.execute_notebook(
                     source, part, dict(parameters), kernel_name="python3", cwd=source.parent,
@@ -73,10 +89,16 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
                     f"{source.name} failed in cell {error.cell_index + 1}: {error.ename}: {error.evalue}\nThe notebook "
                     f"up to the failure is {failed}. The earlier result, if any, was kept."
                 ) from error
+            write_whole(target.with_suffix(".cdx.json"), sbom())
             os.replace(part, target)
             failed.unlink(missing_ok=True)
-    except Timeout as error:
+    except Timeout as error:  # an OSError too
         raise BatchError(f"Another run is making {target}. Wait for it to end, then run the command again.") from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        part.unlink(missing_ok=True)
+        raise no_room(target) from error
 
 
 def check_parameters(source: Path, parameters: Mapping[str, object]) -> None:
@@ -88,7 +110,10 @@ def check_parameters(source: Path, parameters: Mapping[str, object]) -> None:
     import papermill
 
     _read(source)  # for its error: papermill's own names neither the file nor the reason
-    known = set(papermill.inspect_notebook(source))
+    try:
+        known = set(papermill.inspect_notebook(source))
+    except Exception as error:  # papermill promises no narrower class for cells that it does not expect
+        raise InvalidInputError(f"{source} cannot be read as a notebook: {error!r}") from error
     unknown = sorted(set(parameters) - known)
     if unknown:
         offered = ", ".join(sorted(known)) or "none: it has no cell tagged `parameters`"
@@ -99,9 +124,12 @@ def _read(notebook: str | Path):
     import nbformat
 
     try:
-        return nbformat.read(notebook, as_version=4)
-    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:  # by JSON that is no notebook, too
-        raise InvalidInputError(f"{notebook} cannot be read as a notebook: {error}") from error
+        found = nbformat.reads(json.dumps(read_json(notebook, digest=False)), as_version=4)
+        nbformat.validate(found)
+    except Exception as error:  # nbformat promises no narrower class for JSON that is no notebook
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InvalidInputError(f"{notebook} cannot be read as a notebook: {said[0][:300]}") from error
+    return found
 
 
 class Follower(logging.Handler):
@@ -167,21 +195,16 @@ def paper(config: str | Path, options: list[str]) -> int:
         InvalidInputError: the config is missing or not what the Snakefile reads.
         BatchError: another batch runs in the same workspace.
     """
-    import yaml
     from snakemake.cli import main as snakemake
 
     config = Path(config).resolve()
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"The config {config} cannot be read: {error}") from error
-    if not isinstance(settings, dict) or not settings.get("models"):
-        raise InvalidInputError(f"The config {config} names no models. See config/offline.yaml for what it must hold.")
-
+    settings = read_config(config)
     os.chdir(PROJECT)
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    os.environ[BATCH] = json.dumps({"file": os.path.relpath(config), "sha256": digest})
     os.environ[DRIVER] = f"{os.getpid()}@{socket.gethostname()}"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` in the Snakefile
-    workspace = expanded(settings.get("workspace", "."))
+    workspace = expanded(settings["workspace"])
     lock = workspace / "data" / ".batch.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -203,6 +226,38 @@ def paper(config: str | Path, options: list[str]) -> int:
     except SystemExit as end:
         return (end.code if isinstance(end.code, int) else 1) or unwritten
     return unwritten
+
+
+def read_config(config: Path) -> dict:
+    """Settings of a batch, with each model's name and dtype.
+
+    Model slugs become names of folders and of Snakemake's wildcards, and the workspace part of its patterns.
+
+    Raises:
+        InvalidInputError: the config is missing, or not what the Snakefile reads.
+    """
+    settings = {"workspace": "."} | read_yaml(config, "config")
+    models, given = settings.get("models"), settings.get("parameters")
+    if not isinstance(models, dict) or not models:
+        raise InvalidInputError(f"The config {config} names no models. See config/offline.yaml for what it must hold.")
+    for slug, model in models.items():
+        if not isinstance(slug, str) or not SLUG.fullmatch(slug):
+            raise InvalidInputError(
+                f"The config {config} calls a model {slug!r}: expected letters, digits, dots, dashes and underscores, "
+                "since its folders are named so."
+            )
+        if not isinstance(model, dict) or not all(isinstance(model.get(name), str) for name in ("name", "dtype")):
+            raise InvalidInputError(f"The config {config}, model {slug}: expected a name and a dtype.")
+    for parameters in (given, *(model.get("parameters") for model in models.values())):
+        if not all(isinstance(of, dict | None) for of in (parameters, *(parameters or {}).values())):
+            raise InvalidInputError(f"The config {config}: expected parameters by notebook, each by its name.")
+    workspace = settings["workspace"]
+    if not isinstance(workspace, str) or not workspace or UNUSABLE.search(workspace):
+        raise InvalidInputError(
+            f"The config {config} has the workspace {workspace!r}: expected a folder, without braces, quotes or line "
+            "ends in its name, which Snakemake's patterns cannot hold."
+        )
+    return settings
 
 
 def write_reports(folders: Iterable[Path]) -> int:

@@ -46,6 +46,7 @@ SENTENCES = {
     "09_pareto": ("speed_against_agreement",),
     "10_claims": ("popular_claims",),
     "11_sizes": ("agreement_and_speed",),
+    "13_batches": ("speed_in_batches",),
 }
 """For each figure of the notebooks the function of `eelib.reporting` that says what it shows, and its arguments."""
 

@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -22,10 +22,9 @@ from transformers import Cache, PreTrainedConfig
 
 from eelib.backbone.kv_cache import KVCache, KVLayer
 from eelib.backbone.packing import MAX_ROWS, PackedLayer, Stamps
-from eelib.backbone.probing import with_parts
 from eelib.backbone.segments import Span
 
-RECORD_AFTER = 16
+RECORD_AFTER = 4
 """Calls with a number of rows after which a block is recorded for it."""
 
 _OWN = ("torch.", "transformers.", "eelib.")
@@ -42,7 +41,8 @@ class Graphs:
     _lock: ClassVar = threading.Lock()
 
     def __init__(self, blocks: nn.ModuleList):
-        self._blocks = [_Block(block, index) for index, block in enumerate(blocks)]
+        self._recorded: dict[tuple, list[Callable[..., Tensor]]] = {}  # by what blocks of one kind have in common
+        self._blocks = [_Block(block, index, self._recorded) for index, block in enumerate(blocks)]
 
     @classmethod
     def of(cls, blocks: nn.ModuleList) -> "Graphs":
@@ -52,7 +52,7 @@ class Graphs:
             if known is None or len(known._blocks) != len(blocks):
                 known = cls._known[blocks] = cls(blocks)
             known._blocks = [
-                old if old.describes(block) else _Block(block, old.index)
+                old if old.describes(block) else _Block(block, old.index, known._recorded)
                 for old, block in zip(known._blocks, blocks, strict=True)
             ]
             return known
@@ -90,8 +90,8 @@ def replayable(hidden: Tensor) -> bool:
 class _Block:
     """Graphs of one block, by number of rows and form of call."""
 
-    def __init__(self, block: nn.Module, index: int):
-        self.index, self._block = index, weakref.ref(block)
+    def __init__(self, block: nn.Module, index: int, recorded: dict[tuple, list[Callable[..., Tensor]]]):
+        self.index, self._block, self._recorded = index, weakref.ref(block), recorded
         self._stamps, self._products = Stamps(block.modules()), weakref.WeakSet(_products(block))
         self._settings = _settings(block)
         self.due: set[int] = set()  # numbers of rows to record at the next call
@@ -127,22 +127,43 @@ class _Block:
 
         It is recorded if it is not yet, and kept only where it gives the same bits.
         """
+        n_rows, length = hidden.shape[1], layer.length
         with _Watch() as watch:
             found = _state(block(hidden, *args, **kwargs))
-        seen = layer.seen(hidden.shape[1])
         if key not in self._graphs:
-            self._graphs[key] = None if watch.unreplayable else _record(block, self.index, hidden, args, kwargs, seen)
-        graph = self._graphs[key]
-        if graph is not None and not graph.equals(found, hidden, seen, _form(args, kwargs)[1], layer.length):
+            unusual = watch.unreplayable or layer.length != length + n_rows
+            self._graphs[key] = None if unusual else self._graph(key, found, block, hidden, args, kwargs, layer)
+        elif not self._graphs[key].equals(found, hidden, _form(args, kwargs)[1], layer):
             self._graphs[key] = None
         return found
+
+    def _graph(
+        self, key: tuple, found: Tensor, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer
+    ) -> "_Graph | None":
+        """Graph of a call that was just made.
+
+        Another block's of the same kind where it holds, or else its own.
+        """
+        weights, tensors = _weights(block), _form(args, kwargs)[1]
+        kind = key, *self._settings, *((weight.dtype, weight.is_mkldnn or weight.shape) for weight in weights)
+        recorded = self._recorded.setdefault(kind, [])
+        for replay in recorded:
+            graph = _Graph(replay, weights)
+            if graph.equals(found, hidden, tensors, layer):
+                return graph
+        replay = _record(block, self.index, hidden, args, kwargs, layer.seen(hidden.shape[1]))
+        graph = None if replay is None else _Graph(replay, weights)
+        if graph is None or not graph.equals(found, hidden, tensors, layer):
+            return None
+        recorded.append(replay)
+        return graph
 
 
 class _Graph:
     """Operations of one block for some number of rows.
 
     replay: takes hidden state, the keys and values seen (the new rows last, to be written), the tensors of the call,
-        and the packed weights; returns the hidden state.
+        and the block's weights; returns the hidden state. Blocks of one kind share it.
     """
 
     def __init__(self, replay: Callable[..., Tensor], weights: list[Tensor]):
@@ -158,14 +179,13 @@ class _Graph:
         """
         return len(self._lengths) > 1 and _magnitude(length) in self._magnitudes
 
-    def equals(
-        self, found: Tensor, hidden: Tensor, seen: tuple[Tensor, Tensor], tensors: list[Tensor], length: int
-    ) -> bool:
+    def equals(self, found: Tensor, hidden: Tensor, tensors: list[Tensor], layer: KVLayer) -> bool:
         """Whether a replay gives the bits that the block just gave.
 
         The block's own stay in the cache.
         """
         n_rows = hidden.shape[1]
+        seen = layer.seen(n_rows)
         own = [part[:, :, -n_rows:].clone() for part in seen]
         try:
             replayed = self.replay(hidden, *seen, *tensors, *self.weights)
@@ -174,8 +194,8 @@ class _Graph:
         except Exception:  # whatever an operation raises at sizes other than those recorded
             same = False
         if same:
-            self._lengths.add(length)
-            self._magnitudes.add(_magnitude(length))
+            self._lengths.add(layer.length)
+            self._magnitudes.add(_magnitude(layer.length))
         else:
             for part, written in zip(seen, own, strict=True):
                 part[:, :, -n_rows:] = written
@@ -217,20 +237,18 @@ class _Watch(TorchDispatchMode):
 
 def _record(
     block: nn.Module, index: int, hidden: Tensor, args: tuple, kwargs: dict, seen: tuple[Tensor, Tensor]
-) -> _Graph | None:
-    """Graph of a call; None if the block cannot be recorded."""
-    copied, slots = _with_slots(block)
-    weights = [slot.weight for slot in slots]
-    tensors, caches = _form(args, kwargs)[1], []
+) -> Callable[..., Tensor] | None:
+    """Replay of a call; None if the block cannot be recorded."""
+    copied = _Copied(block)
+    tensors, weights, caches = _form(args, kwargs)[1], _weights(block), []
 
     def run(hidden: Tensor, keys: Tensor, values: Tensor, *inputs: Tensor) -> Tensor:
-        of_call, packed = iter(inputs[: len(tensors)]), inputs[len(tensors) :]
-        for slot, weight in zip(slots, packed, strict=True):
-            slot.weight = weight
+        of_call = iter(inputs[: len(tensors)])
+        copied.fill(inputs[len(tensors) :])
         caches.append(_SeenCache(index, keys, values))
         given = [_filled(value, of_call, caches[-1]) for value in args]
         named = {name: _filled(value, of_call, caches[-1]) for name, value in kwargs.items()}
-        return _state(copied(hidden, *given, **named))
+        return _state(copied.block(hidden, *given, **named))
 
     try:
         with warnings.catch_warnings():
@@ -239,32 +257,63 @@ def _record(
     except Exception:  # whatever a block's code or the tracer raises where it cannot be traced
         return None
     vars(replay).pop("_torchdynamo_inline", None)  # it would keep the block alive
-    return _Graph(replay, weights) if caches[-1].updates == 1 else None
+    return replay if caches[-1].updates == 1 else None
+
+
+class _Copied:
+    """Copy of a block whose weights can be put in place.
+
+    block: the copy.
+    """
+
+    def __init__(self, block: nn.Module):
+        self._places: list[tuple[object, str]] = []
+        self._products: dict[object, object] = {}
+        self.block = self._copy(block, {})
+
+    def fill(self, weights: Sequence[Tensor]) -> None:
+        """Put weights, in the order of `_weights`, in place."""
+        for (holder, name), weight in zip(self._places, weights, strict=True):
+            holder[name] = weight
+
+    def _copy(self, module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+        if module in known:
+            return known[module]
+        copied = known[module] = copy.copy(module)
+        for name in ("_parameters", "_buffers"):
+            own = vars(copied)[name] = dict(vars(module)[name])
+            self._places += [(own, key) for key, tensor in own.items() if tensor is not None]
+        if isinstance(module, PackedLayer):
+            if module.product not in self._products:
+                self._products[module.product] = copy.copy(module.product)
+                self._products[module.product].layers = []
+                self._places.append((vars(self._products[module.product]), "weight"))
+            copied.product = self._products[module.product]
+            copied.product.layers.append(copied)
+        vars(copied)["_modules"] = {n: m and self._copy(m, known) for n, m in module._modules.items()}
+        return copied
+
+
+def _weights(block: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and packed weights of a block."""
+    found, products = [], set()
+    for module in block.modules():
+        found += [t for held in (module._parameters, module._buffers) for t in held.values() if t is not None]
+        if isinstance(module, PackedLayer) and module.product not in products:
+            products.add(module.product)
+            found.append(module.product.weight)
+    return found
 
 
 def _magnitude(length: int) -> int:
     return (length - 1).bit_length()
 
 
-def _with_slots(block: nn.Module) -> tuple[nn.Module, list]:
-    """Copy of a block, parameters shared, and of its packed products.
-
-    The weights of these may be set.
-    """
-    layers = {path: copy.copy(m) for path, m in block.named_modules() if isinstance(m, PackedLayer)}
-    slots = {layer.product: copy.copy(layer.product) for layer in layers.values()}
-    for layer in layers.values():
-        layer.product = slots[layer.product]
-    for slot in slots.values():
-        slot.layers = [layer for layer in layers.values() if layer.product is slot]
-    return with_parts(block, layers), list(slots.values())
-
-
 def _products(block: nn.Module) -> set:
     return {module.product for module in block.modules() if isinstance(module, PackedLayer)}
 
 
-def _settings(block: nn.Module) -> list | None:
+def _settings(block: nn.Module) -> tuple | None:
     """What else a block's output may depend on.
 
     None if it has code that no trace would show.
@@ -276,10 +325,13 @@ def _settings(block: nn.Module) -> list | None:
             return None
         if not type(module).__module__.startswith(_OWN):
             return None
-        found += [value for value in kept.values() if isinstance(value, bool | int | float | str)]
+        found.append(type(module))
+        found += [kept[n] for n in kept if n != "layer_idx" and isinstance(kept[n], bool | int | float | str)]
         if isinstance(kept.get("config"), PreTrainedConfig):
             found.append(kept["config"]._attn_implementation)
-    return found
+        if isinstance(module, PackedLayer):
+            found += [module.place, module.product.rows]
+    return tuple(found)
 
 
 def _leaves(args: tuple, kwargs: dict) -> Iterator:

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from eelib import packaged
 from eelib.errors import InvalidInputError, ModelError
-from eelib.workspace import expanded
+from eelib.workspace import expanded, note_input, read_json
+from eelib.workspace.ledger import COMMIT
 
 PYTHIA = tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b"))
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
@@ -41,9 +42,13 @@ def load_model(
     """
     dtype, device = _dtype(dtype), _device(device)
     source = _locate(str(name))
+    if Path(source).is_dir():
+        _check_sizes(Path(source))
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, weights_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the readers of weights, configs and the Hub share no narrower class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         where = "" if Path(source).is_dir() else " from the Hugging Face Hub (is it reachable, is the id right?)"
@@ -55,8 +60,32 @@ def load_model(
             f"{name} lacks {len(absent)} of the weights of a {type(model).__name__}, or has other shapes: {absent[0]}, "
             "for one. Expected a causal language model, completely downloaded."
         )
+    _note_inputs(source, model)
     model.config._name_or_path = str(name)  # what artefacts call it by: the name, not where it lies on this machine
     return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _check_sizes(folder: Path) -> None:
+    """Refuse a configuration of more blocks than weights could fill.
+
+    transformers would build the whole model before it looks at them.
+    """
+    config = read_json(folder / "config.json", ModelError, digest=False)
+    blocks = config.get("num_hidden_layers", config.get("n_layer"))
+    weights = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if isinstance(blocks, int) and blocks > weights:  # a block has at least one number
+        raise ModelError(f"{folder / 'config.json'} names {blocks:,} blocks, its weights have {weights:,} bytes.")
+
+
+def _note_inputs(source: str, model: PreTrainedModel) -> None:
+    """Note the model as an input of what this process makes."""
+    folder = Path(source)
+    if not folder.is_dir():  # the Hub's own digest of all files
+        note_input(Path("/hub") / source, f"{COMMIT}{getattr(model.config, '_commit_hash', None)}")
+        return
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") or file.name in ("config.json", "tokenizer.json"):
+            note_input(file)
 
 
 def batch_dtype(dtype: str, device: str | torch.device | None = None) -> str:
@@ -109,6 +138,9 @@ def _locate(name: str) -> str:
 
 
 def _check_folder(folder: Path) -> Path:
+    odd = sorted(path.name for path in folder.iterdir() if not (path.is_file() or path.is_dir()))
+    if odd:
+        raise ModelError(f"In {folder} {', '.join(odd[:8])} cannot be read: expected files, no pipes or broken links.")
     found = sorted(path.name for path in folder.iterdir())
     lacking = [] if "config.json" in found else ["config.json"]
     if not any(file.endswith((".safetensors", ".bin")) for file in found):

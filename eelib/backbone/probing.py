@@ -5,7 +5,7 @@ No list of architectures to be missing from.
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,16 +77,24 @@ def with_parts(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return copied
 
 
-def with_attention(module: nn.Module, implementation: str, **settings: object) -> nn.Module:
+def with_attention(
+    module: nn.Module, implementation: str, replaces: Collection[str] = ("sdpa",), **settings: object
+) -> nn.Module:
     """Shallow copy whose attention is another function of transformers' `AttentionInterface`.
 
-    Only PyTorch's own attention (`sdpa`) is replaced. The function finds `settings` in its module's config.
+    Only attention that is now one of `replaces` changes: by default PyTorch's own. The function finds `settings` in its
+    module's config, and what it replaces as `eelib_replaced`. Modules without attention inside are not copied.
     """
-    copied = with_parts(module, {n: with_attention(m, implementation, **settings) for n, m in module.named_children()})
-    if isinstance(getattr(module, "config", None), PreTrainedConfig) and module.config._attn_implementation == "sdpa":
-        copied.config = copy.copy(module.config)
-        copied.config._attn_implementation_internal = implementation
-        vars(copied.config).update(settings)
+    inside = {name: with_attention(m, implementation, replaces, **settings) for name, m in module.named_children()}
+    inside = {name: copied for name, copied in inside.items() if copied is not module._modules[name]}
+    config = getattr(module, "config", None)
+    own = config._attn_implementation if isinstance(config, PreTrainedConfig) else None
+    if own not in replaces:
+        return with_parts(module, inside) if inside else module
+    copied = with_parts(module, inside)
+    copied.config = copy.copy(config)
+    copied.config._attn_implementation_internal = implementation
+    vars(copied.config).update(settings, eelib_replaced=own)
     return copied
 
 

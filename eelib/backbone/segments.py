@@ -162,7 +162,13 @@ class Backbone:
             return {}
         return {"position_ids": torch.arange(start, start + length, device=self.model.device)[None]}
 
-    def capture(self, input_ids: Int[Tensor, "batch position"], start: int = 0, cache: KVCache | None = None) -> Span:
+    def capture(
+        self,
+        input_ids: Int[Tensor, "batch position"],
+        start: int = 0,
+        cache: KVCache | None = None,
+        positions: Int[Tensor, "1 position"] | None = None,
+    ) -> Span:
         """Embed tokens, and record the arguments of every block.
 
         The model's own decoder runs with recorders for blocks, so that masks, rotary tables and positions are its own.
@@ -170,6 +176,7 @@ class Backbone:
 
         Args:
             start: position of the first token.
+            positions: of all tokens, where they do not follow each other.
 
         Raises:
             UnsupportedError: a batch of texts so long that positions depend on the longest of them.
@@ -180,12 +187,15 @@ class Backbone:
                 f"model's positions ({self.lengths.kind}) depend on the longest text of the batch. Pass one text at a "
                 "time (batch_size=1), or shorter ones."
             )
+        numbered = {"position_ids": positions}
+        if positions is None:
+            numbered = self.position_arguments(start, input_ids.shape[1])
         with self._turn:
             try:
                 if cache is not None:
                     cache.reported = start
                 kept = {self._cache_argument: cache, "use_cache": cache is not None}
-                self._decoder(input_ids=input_ids, **self.position_arguments(start, input_ids.shape[1]), **kept)
+                self._decoder(input_ids=input_ids, **numbered, **kept)
             finally:
                 if cache is not None:
                     cache.reported = None

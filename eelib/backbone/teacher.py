@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from eelib.backbone.segments import Backbone, pad
 from eelib.errors import TeacherError
-from eelib.workspace import atomic_write, expanded
+from eelib.workspace import expanded, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -150,14 +149,17 @@ class Teacher:
         if not file.is_file():
             outputs = self._compute([sequence], None if mask is None else [mask])
             self.store(sequence, mask, outputs)
-        return load_file(file)
+        found, _ = read_tensors(file, TeacherError, scratch=True)
+        names = {*map(str, self.depths), "final", "log_normaliser", "argmax"}
+        if found.keys() != names or len({of.shape[:1] for of in found.values()}) > 1:
+            raise TeacherError(f"{file} holds something else than outputs of this teacher: delete it.")
+        return found
 
     def store(self, sequence: Tensor, mask: Tensor | None, outputs: TeacherOutputs) -> None:
         """Cache the outputs on one sequence, states in bfloat16."""
         tensors = {str(depth): state.bfloat16() for depth, state in outputs.states.items()}
         tensors |= {"final": outputs.final, "log_normaliser": outputs.log_normaliser, "argmax": outputs.argmax}
-        with atomic_write(self._file(sequence, mask)) as path:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+        write_tensors(self._file(sequence, mask), tensors)
 
     @torch.no_grad()
     def _compute(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None) -> TeacherOutputs:

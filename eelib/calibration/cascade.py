@@ -51,6 +51,13 @@ class HeadScores:
             raise InvalidInputError(f"Unknown metric {metric!r}: expected one of {', '.join(scores)}.")
         if traces.empty:
             raise CorpusError("No traces to calibrate on: expected at least one row.")
+        types = {"depth": "i", "position": "i", "agrees": "b"}
+        wrong = [name for name, kind in types.items() if getattr(traces[name].dtype, "kind", "") != kind]
+        if wrong:
+            raise InvalidInputError(
+                f"Traces with {', '.join(f'{name} of type {traces[name].dtype}' for name in wrong)}: expected whole "
+                "numbers, and True or False in agrees, from `record_traces`."
+            )
         depths, tables = zip(*traces.groupby("depth"), strict=True)
         tokens = [table[["sequence", "position"]].to_numpy() for table in tables]
         if not all(np.array_equal(tokens[0], other) for other in tokens):

@@ -49,19 +49,54 @@ class SequentialTest:
 
     Bets of several sizes, each too small to go bankrupt, gain where losses exceed alpha. While the mean is at most
     alpha, their average capital reaches 1 / δ **ever**, over any number of losses, with probability at most δ (Ville's
-    inequality; Waudby-Smith and Ramdas).
+    inequality; Waudby-Smith and Ramdas). An array of alphas makes one test of each.
     """
 
-    def __init__(self, alpha: float):
-        if not 0 < alpha < 1:
+    def __init__(self, alpha: float | np.ndarray):
+        self.alpha = np.asarray(alpha, float)[..., None]
+        if not ((self.alpha > 0) & (self.alpha < 1)).all():
             raise InvalidInputError(f"alpha={alpha}: expected a risk between 0 and 1.")
-        self.alpha, self._bets, self._log_capital = alpha, _AGAINST / alpha, 0.0
+        self._bets, self._log_capital = _AGAINST / self.alpha, 0.0
 
     def add(self, loss: float | np.ndarray) -> float | np.ndarray:
-        """Add a loss, or one per parallel run; return the capital."""
+        """Add a loss, or one per run or alpha; return the capital."""
         self._log_capital = self._log_capital + np.log1p(self._bets * (np.asarray(loss)[..., None] - self.alpha))
         with np.errstate(over="ignore"):  # capital without end is evidence enough
-            return np.exp(np.logaddexp.reduce(self._log_capital, axis=-1)) / len(self._bets)
+            return np.exp(np.logaddexp.reduce(self._log_capital, axis=-1)) / len(_AGAINST)
+
+
+class AgreementSequence:
+    """Confidence sequence of an agreement.
+
+    Its limits hold at every length at once.
+
+    Each limit is wrong **ever**, over any number of sequences, with probability at most `delta`. Candidates lie 0.005
+    apart; a limit is the nearest one that its `SequentialTest` refuted, or 0 and 1 while there is none. So the upper
+    limit falls to a candidate just when the test of that candidate reaches 1 / δ. A lower limit above the upper one
+    shows that no single agreement fits all sequences: it has changed on the way.
+
+    Args:
+        delta: probability that a limit is ever wrong, in (0, 1).
+        promised: a further candidate, such as the ε of a calibration.
+    """
+
+    def __init__(self, delta: float, promised: float):
+        self._candidates, self._needed = np.unique([*np.linspace(0.005, 0.995, 199), promised]), 1 / delta
+        self._too_high, self._too_low = SequentialTest(1 - self._candidates), SequentialTest(self._candidates)
+        self.low, self.high = 0.0, 1.0
+
+    def add(self, wrong: float, exited: float = 1.0) -> tuple[float, float]:
+        """Add one sequence, by its shares of tokens; return both limits.
+
+        Args:
+            wrong: share that exited and disagreed.
+            exited: share that exited, for the agreement of exits; 1 for the agreement of all tokens.
+        """
+        allowed = 1 - self._candidates
+        loss = allowed + wrong - allowed * exited  # its mean is above `allowed` where the agreement is below
+        self.high = min([self.high, *self._candidates[self._too_high.add(loss) >= self._needed]])
+        self.low = max([self.low, *self._candidates[self._too_low.add(1 - loss) >= self._needed]])
+        return self.low, self.high
 
 
 def alarm_times(

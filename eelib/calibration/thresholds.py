@@ -16,9 +16,9 @@ from eelib.confidence.metrics import check_thresholds
 from eelib.confidence.separation import curve_of
 from eelib.display import shown, table_html
 from eelib.errors import InvalidInputError
-from eelib.settings import Number, check_known, settle
+from eelib.settings import COUNT, Number, check_known, settle
 from eelib.statistics import mean_interval, ratio_interval
-from eelib.workspace import atomic_write, expanded
+from eelib.workspace import expanded, read_json, recorded, write_whole
 
 METHODS = ("empirical", "cascade", "risk")
 """The methods of `calibrate`."""
@@ -64,6 +64,10 @@ class Calibration:
     def __post_init__(self):
         settle(self, epsilon=_CHANCE, delta=replace(_CHANCE, optional=True))
         _check_promise(self.method, self.target)
+        for depth in self.depths:
+            COUNT("depths", depth)
+        if self.heads_fingerprint is not None and not isinstance(self.heads_fingerprint, str):
+            raise InvalidInputError(f"heads_fingerprint={self.heads_fingerprint!r}: expected text, or None.")
         if len(self.thresholds) != len(self.depths):
             raise InvalidInputError(
                 f"{len(self.thresholds)} thresholds for heads at depths {list(self.depths)}: expected one, or None, "
@@ -94,9 +98,10 @@ class Calibration:
 
     def to_json(self, path: str | Path) -> None:
         """Write the calibration and its digest to a JSON file, atomically."""
-        with atomic_write(path) as temporary:
-            content = self._content() | {"digest": self.digest}
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        content = self._content() | {"digest": self.digest}
+        path = expanded(path)
+        with recorded(path.parent) as temporary:
+            write_whole(temporary / path.name, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path, digest: str | None = None) -> "Calibration":
@@ -111,18 +116,22 @@ class Calibration:
                 range.
         """
         try:
-            content = json.loads(expanded(path).read_text(encoding="utf-8"))
+            content = read_json(path, digest=False)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path} holds no calibration: {error}") from error
+        try:
             inside, table = content.pop("digest"), pd.DataFrame(content.pop("table"))
             lists = {name: tuple(content.pop(name)) for name in ("depths", "thresholds")}
             found = cls(**lists, **content, table=table)
             check_thresholds(found.metric, found.thresholds)
+            matches = found.digest == inside
         except InvalidInputError as error:
             raise InvalidInputError(f"{path}: {error}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidInputError(f"{path} holds no calibration: {error!r}. `Calibration.to_json` writes one.") from (
                 error
             )
-        if found.digest != inside:
+        if not matches:
             raise InvalidInputError(
                 f"{path} was changed after it was written: its digest does not match. Calibrate anew."
             )

@@ -4,7 +4,7 @@ A sequence is one document, cut at `length` tokens and never packed with others:
 """
 
 import hashlib
-import json
+import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone.teacher import Teacher
 from eelib.corpus.documents import SHORTEST, CorpusConfig, read_tokenized, write_documents
 from eelib.display import table_html
-from eelib.errors import CorpusError
-from eelib.workspace import atomic_write, expanded
+from eelib.errors import CorpusError, InvalidInputError
+from eelib.settings import Number
+from eelib.workspace import expanded, read_json, read_table, recorded, write_json, write_whole
 
 SPLITS = {"train": 0.8, "calibration": 0.1, "test": 0.1}
 """Shares of the documents.
@@ -63,23 +64,29 @@ class Corpus:
         return table_html("Corpus", rows, ("split", "documents", "tokens", "loss tokens"))
 
     def save(self, folder: str | Path) -> None:
-        """Write one parquet file per split (`tokens`, `loss_mask`), and corpus.json."""
-        folder = expanded(folder)
-        for split in SPLITS:
-            tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
-            table = pd.DataFrame({"tokens": tokens, "loss_mask": [mask.numpy() for mask in self.loss_mask[split]]})
-            with atomic_write(folder / f"{split}.parquet") as path:
-                table.to_parquet(path)
-        with atomic_write(folder / "corpus.json") as path:
-            content = {"written": self.written, "made_of": self.made_of}
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        """Write one parquet file per split, and corpus.json with their digests.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
+        digests = {}
+        with recorded(folder) as temporary:
+            for split in SPLITS:
+                tokens = [s.numpy().astype(np.int32) for s in getattr(self, split)]
+                table = pd.DataFrame({"tokens": tokens, "loss_mask": [mask.numpy() for mask in self.loss_mask[split]]})
+                content = io.BytesIO()
+                table.to_parquet(content)
+                write_whole(temporary / f"{split}.parquet", content.getvalue())
+                digests[split] = hashlib.sha256(content.getvalue()).hexdigest()
+            about = {"written": self.written, "made_of": self.made_of, "sha256": digests}
+            write_json(temporary / "corpus.json", about)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Corpus":
         """Read what `save` wrote.
 
         Raises:
-            CorpusError: no corpus there, or one of an older layout.
+            CorpusError: no corpus there, a damaged one, or one of an older layout.
         """
         folder = expanded(folder)
         files = ["corpus.json", *(f"{split}.parquet" for split in SPLITS)]
@@ -89,15 +96,17 @@ class Corpus:
                 f"No corpus in {folder}: {', '.join(missing)} missing. Make one with `eelib.load_corpus` and save it "
                 "with `Corpus.save`."
             )
-        tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in SPLITS}
+        about = read_json(folder / "corpus.json", CorpusError)
+        tables = {split: read_table(folder / f"{split}.parquet", "tokens", error=CorpusError) for split in SPLITS}
         if any("loss_mask" not in table for table in tables.values()):
             raise CorpusError(
                 f"The corpus in {folder} has no loss mask, so an earlier version wrote it: make it again with "
                 "`eelib.load_corpus`."
             )
+        _check_corpus(about, tables, folder)
         splits = {s: [torch.from_numpy(t.astype(np.int64)) for t in table.tokens] for s, table in tables.items()}
         loss_mask = {s: [torch.from_numpy(mask.copy()) for mask in table.loss_mask] for s, table in tables.items()}
-        return cls(**splits, loss_mask=loss_mask, **json.loads((folder / "corpus.json").read_text(encoding="utf-8")))
+        return cls(**splits, loss_mask=loss_mask, written=about["written"], made_of=about["made_of"])
 
     def report(self) -> pd.DataFrame:
         """Size and repetition of each split, one row each.
@@ -117,6 +126,28 @@ class Corpus:
                 "repeated": repeated / max(loss_tokens, 1),
             })  # fmt: skip
         return pd.DataFrame(rows)
+
+
+def _check_corpus(about: dict, tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Check that files hold token ids and masks, as saved."""
+    digests = about.get("sha256", {})  # an earlier version wrote none
+    if not isinstance(about.get("made_of"), dict) or not isinstance(digests, dict):
+        raise CorpusError(f"{folder / 'corpus.json'} does not describe a corpus: expected written, made_of, sha256.")
+    try:
+        Number(least=0, whole=True)("written", about.get("written"))
+    except InvalidInputError as error:
+        raise CorpusError(f"{folder / 'corpus.json'}: {error}") from error
+    for split, table in tables.items():
+        file = folder / f"{split}.parquet"
+        if split in digests and hashlib.sha256(file.read_bytes()).hexdigest() != digests[split]:
+            raise CorpusError(f"{file} was changed after it was written: its digest does not match. Make it again.")
+        for tokens, mask in zip(table.tokens, table.loss_mask, strict=True):
+            rows = [np.asarray(tokens), np.asarray(mask)]
+            if not (
+                rows[0].ndim == rows[1].ndim == 1 and np.issubdtype(rows[0].dtype, np.integer) and rows[1].dtype == bool
+                and len(rows[0]) == len(rows[1]) > 0 and rows[0].min() >= 0
+            ):  # fmt: skip
+                raise CorpusError(f"{file} does not hold token ids and their loss mask: make the corpus again.")
 
 
 def load_corpus(

@@ -1,6 +1,7 @@
 """Documents as tokens, one by one: self-generated, or read."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ from eelib.corpus.prompts import Opening, given_prompts, invent_prompts, opening
 from eelib.corpus.reading import read_documents
 from eelib.errors import CorpusError, InvalidInputError
 from eelib.settings import COUNT, POSITIVE, SEED, Number, check_known, flag, settle
-from eelib.workspace import atomic_write
+from eelib.workspace import atomic_write, read_json, write_json
+from eelib.workspace.artefacts import read_bytes, short
 
 LOSS_ON = ("answers", "words")
 
@@ -157,13 +159,31 @@ def write_documents(
             batch = begun[starts[i] : starts[i] + config.batch_size]
             batches[i] = _write_batch(config, model, turns, batch, starts[i], teacher)
             if shards[i] is not None:
-                with atomic_write(shards[i]) as path:
-                    np.savez(path, *batches.pop(i))
+                batch = batches.pop(i)
+                with atomic_write(shards[i], size=sum(array.nbytes + 1024 for array in batch)) as path:
+                    np.savez(path, *batch)
     state.wait_for_everyone()
     for i, shard in enumerate(shards):
-        tokens, loss_mask = batches[i] if i in batches else np.load(shard).values()
+        tokens, loss_mask = batches[i] if i in batches else _finished(shard, config.length)
         for document, mask, opening in zip(tokens, loss_mask, begun[starts[i] :], strict=False):
             yield Document(torch.from_numpy(document), torch.from_numpy(mask), opening.shared)
+
+
+def _finished(shard: Path, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and loss masks of a finished batch, [row, position]."""
+    try:
+        with np.load(
+            io.BytesIO(read_bytes(shard, CorpusError, most=2**34, scratch=True)), allow_pickle=False
+        ) as arrays:
+            tokens, loss_mask = arrays.values()
+    except Exception as error:  # zip, deflate and numpy's header share no narrower class
+        raise CorpusError(
+            f"{shard} is damaged ({short(error)}): delete it, and that batch is written again."
+        ) from error
+    right = tokens.ndim == 2 and tokens.shape == loss_mask.shape and tokens.shape[1] == length
+    if not (right and tokens.dtype == np.int64 and loss_mask.dtype == bool and tokens.min(initial=0) >= 0):
+        raise CorpusError(f"{shard} holds something else than a batch of text: delete it, and it is written again.")
+    return tokens, loss_mask
 
 
 def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: int, file: Path | None) -> list[str]:
@@ -171,14 +191,16 @@ def _invented(config: CorpusConfig, model, tokenizer, given: list[str], most: in
     if not config.invent:
         return []
     if file is not None and file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, CorpusError, scratch=True).get("prompts")
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise CorpusError(f"{file} holds no invented prompts: delete it, and they are invented again.")
+        return found
     found = invent_prompts(
         model, tokenizer, given, config.documents // 3, min(most, config.prompt_length), config.seed,
         int8=config.int8 and int8_pays(model.device),
     )  # fmt: skip
     if file is not None:
-        with atomic_write(file) as path:
-            path.write_text(json.dumps(found, indent=0), encoding="utf-8")
+        write_json(file, {"prompts": found})
     return found
 
 

@@ -2,20 +2,21 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from eelib.corpus import code
-from eelib.errors import CorpusError
+from eelib.errors import CorpusError, FetchError
 from eelib.packaged import case_file
-from eelib.workspace import expanded
+from eelib.workspace import expanded, note_input, read_lines
+from eelib.workspace.artefacts import LARGEST_TEXT, long_lines, parse_json
 
 
 def _hellaswag() -> Iterator[str]:
-    for line in case_file("hellaswag").read_text(encoding="utf-8").splitlines():
-        case = json.loads(line)
+    for case in read_lines(case_file("hellaswag"), "ctx", "endings", "expected_index", error=FetchError):
         yield f"{case['ctx']} {case['endings'][case['expected_index']]}"
 
 
@@ -26,20 +27,19 @@ def _pydoc() -> Iterator[str]:
 
 
 def _benchmark_prompts() -> Iterator[str]:
-    for line in case_file("prompts").read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)["text"]
+    for row in read_lines(case_file("prompts"), "text", error=FetchError):
+        yield row["text"]
 
 
 def _code(ask: Callable[[str], str]) -> Iterator[str]:
-    for line in case_file("humaneval").read_text(encoding="utf-8").splitlines():
-        yield ask(json.loads(line)["prompt"])
+    for row in read_lines(case_file("humaneval"), "prompt", error=FetchError):
+        yield ask(row["prompt"])
 
 
 def _code_prompts() -> Iterator[str]:
-    for line in case_file("code_prompts").read_text(encoding="utf-8").splitlines():
-        text = json.loads(line)["text"]
-        yield code.description(text)
-        yield code.completion(text)
+    for row in read_lines(case_file("code_prompts"), "text", error=FetchError):
+        yield code.description(row["text"])
+        yield code.completion(row["text"])
 
 
 PACKAGED = {
@@ -85,13 +85,16 @@ def read_documents(source: str) -> Iterator[str]:
             if line.strip():
                 yield _field(path, number, line)
     else:
-        paragraph: list[str] = []
-        for _, line in chain(_lines(path), [(0, "")]):
+        paragraph, size = [], 0
+        for number, line in chain(_lines(path), [(0, "")]):
             if line.strip():
                 paragraph.append(line)
+                size += len(line)
+                if size > LARGEST_TEXT:
+                    raise CorpusError(f"{path}, line {number}: a document of more than {LARGEST_TEXT:,} characters.")
             elif paragraph:
                 yield "\n".join(paragraph)
-                paragraph = []
+                paragraph, size = [], 0
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -101,21 +104,22 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
+    note_input(path)
     try:
         with opened(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(long_lines(file), start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}, line {number}: expected text in UTF-8 ({error}).") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise CorpusError(f"{path}, after line {number}: cannot be read ({error}).") from error
 
 
 def _field(path: Path, number: int, line: str) -> str:
     """The text of one line of a .jsonl file."""
     try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        text = parse_json(line.encode(), f"{path}, line {number},", CorpusError)["text"]
+    except (CorpusError, KeyError) as error:
         raise CorpusError(f"{path}, line {number}: expected a JSON object with a field 'text'.") from error
     if not isinstance(text, str):
         raise CorpusError(f"{path}, line {number}: 'text' is {json.dumps(text)[:60]}, expected a string.")
@@ -125,9 +129,11 @@ def _field(path: Path, number: int, line: str) -> str:
 def _stream(source: str) -> Iterator[str]:
     import datasets  # heavy, and of no use to the other sources
 
+    row: dict[str, object] = {}
     try:
-        rows = datasets.load_dataset(source, split="train", streaming=True)
-        for row in rows:
+        for row in datasets.load_dataset(source, split="train", streaming=True):
+            if not isinstance(row["text"], str):
+                raise TypeError(f"its column 'text' holds a {type(row['text']).__name__}")
             yield row["text"]
     except KeyError as error:
         raise CorpusError(f"Dataset {source!r} has no column 'text': it has {', '.join(sorted(row))}.") from error

@@ -6,9 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "engine", "options", "session", "output", "policies", "ngrams", "acceptance", "branches", "frontier", "bitwise",
-        "lossless", "monitor",
+        "lossless", "monitor", "batches",
     ],
     submod_attrs={
+        "batches": ["Batcher", "BatchOutput", "BatchStats", "Gathering"],
         "engine": ["custom_generate", "generate"],
         "session": ["DecodingCall", "Session"],
         "output": ["DecodingOutput", "DecodingStats"],

@@ -46,29 +46,34 @@ class Greedy:
 
 
 class Sampling:
-    """Sampling from the softmax, with torch's global generator, as in transformers."""
+    """Sampling from the softmax.
+
+    generator: what it draws with; None for torch's global one, as in transformers.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None):
+        self.generator = generator
 
     def draw(self, scores: Float[Tensor, "1 vocab"]) -> tuple[int, Tensor]:
         probabilities = scores.softmax(-1)[0]
-        return _drawn(probabilities), probabilities
+        return self._drawn(probabilities), probabilities
 
     def judge(self, draft: Draft, scores: Float[Tensor, "1 vocab"]) -> int:
         """The final token: the draft if accepted, else a correction."""
         p, q = scores.softmax(-1)[0], draft.probabilities
         if q is None:
             q = F.one_hot(torch.tensor(draft.token, device=p.device), len(p))
-        if torch.rand((), device=p.device) * q[draft.token] < p[draft.token]:
+        if torch.rand((), device=p.device, generator=self.generator) * q[draft.token] < p[draft.token]:
             return draft.token
         rest = (p - q).clamp(min=0)
         # p = q up to rounding: then nothing is left over, and x was rejected by rounding alone
-        return _drawn(rest if rest.sum() > 0 else p)
+        return self._drawn(rest if rest.sum() > 0 else p)
 
-
-def _drawn(weights: Float[Tensor, " vocab"]) -> int:
-    try:
-        return torch.multinomial(weights, 1).item()
-    except RuntimeError as error:
-        raise InvalidInputError(
-            "Nothing to sample from: scores are NaN or infinite, of the model or after the logits processors "
-            f"({error})."
-        ) from error
+    def _drawn(self, weights: Float[Tensor, " vocab"]) -> int:
+        try:
+            return torch.multinomial(weights, 1, generator=self.generator).item()
+        except RuntimeError as error:
+            raise InvalidInputError(
+                "Nothing to sample from: scores are NaN or infinite, of the model or after the logits processors "
+                f"({error})."
+            ) from error

@@ -23,7 +23,8 @@ from eelib.backbone.probing import StandIn, with_attention, with_parts
 from eelib.backbone.segments import Backbone
 from eelib.errors import UnsupportedError
 
-_ATTENTION = "eelib_row_by_row"
+ROW_BY_ROW = "eelib_row_by_row"
+"""Name of the attention that takes each query alone, in transformers' `AttentionInterface`."""
 _invariant_rows: dict[tuple, frozenset[int]] = {}
 _hidden_nothing = WeakTensorKeyDictionary()
 
@@ -47,7 +48,7 @@ class RowExact:
         self._unembedding_rows = invariant_rows(backbone.unembedding)
         windows = KVCache(backbone.model.config, 0).windows
         blocks = (
-            with_attention(_row_exact(block) or block, _ATTENTION, eelib_window=window)
+            with_attention(_row_exact(block) or block, ROW_BY_ROW, eelib_window=window)
             for block, window in zip(backbone.blocks, windows, strict=True)
         )
         self.blocks, self.at_once = nn.ModuleList(blocks), MAX_ROWS
@@ -220,7 +221,7 @@ def _attention_row_by_row(
     return torch.cat(rows, dim=1), None
 
 
-AttentionInterface.register(_ATTENTION, _attention_row_by_row)
+AttentionInterface.register(ROW_BY_ROW, _attention_row_by_row)
 
 
 def _hides_nothing(mask: Tensor, row: int, end: int) -> bool:

@@ -16,6 +16,7 @@ from eelib.backbone.graphs import Graphs, replayable
 from eelib.backbone.kv_cache import KVCache
 from eelib.backbone.packing import packed
 from eelib.backbone.segments import Backbone, Span
+from eelib.decoding.batches.steps import Advance, Steps, stepwise
 from eelib.decoding.bitwise import RowExact
 from eelib.errors import UnsupportedError
 
@@ -46,11 +47,11 @@ class Frontier:
         self.cache = KVCache(backbone.model.config, capacity)
         self.block_positions = [0] * backbone.n_blocks
         self.block_calls = [0] * backbone.n_blocks
-        self._exact = RowExact.of(backbone) if exact else None
-        self.blocks = backbone.blocks if self._exact is None else self._exact.blocks
+        self.exact = RowExact.of(backbone) if exact else None
+        self.blocks = backbone.blocks if self.exact is None else self.exact.blocks
         self._graphs: Graphs | None = None  # made when first needed, inside `packed`
-        self._passed = [0] * self.n_segments  # positions that have left each segment
-        self._waiting: list[Tensor | None] = [None] * self.n_segments  # [1, position, hidden] at each entrance
+        self.passed = [0] * self.n_segments  # positions that have left each segment
+        self._waiting: list[Tensor | None] = [None] * self.n_segments  # [1, position, hidden] at each exit below
         self._tokens: Tensor | None = None  # [1, position], all that were fed
         self._spans: dict[tuple[int, int], Span] = {}
         self._finished: Tensor | None = None  # [1, position, hidden], what `complete` returned last
@@ -68,7 +69,7 @@ class Frontier:
     @property
     def completed(self) -> int:
         """Number of positions that have passed every block."""
-        return self._passed[-1]
+        return self.passed[-1]
 
     @property
     def tokens(self) -> Int[Tensor, "1 position"]:
@@ -76,35 +77,47 @@ class Frontier:
         return self._tokens
 
     def feed(self, tokens: Int[Tensor, "1 position"]) -> None:
-        """Embed the next tokens, to wait at the entrance of segment 0."""
-        start = self.length
+        """Let the next tokens wait at the entrance of segment 0."""
         self._tokens = tokens if self._tokens is None else torch.cat([self._tokens, tokens], dim=1)
         self._spans.clear()  # spans that end before the newest position are never asked for again
-        span = self._span(start, tokens.shape[1])
-        self._arrive(0, span.hidden)
+
+    def waits(self, segment: int) -> int:
+        """Number of positions at the entrance of a segment."""
+        return (self.passed[segment - 1] if segment else self.length) - self.passed[segment]
+
+    def waiting(self, segment: int) -> Float[Tensor, "1 position hidden"]:
+        """States of the positions at the entrance of a segment."""
+        return self._waiting[segment] if segment else self._span(self.passed[0], self.waits(0)).hidden
 
     def advance(self, segment: int) -> Float[Tensor, "1 position hidden"]:
         """Run a segment on all waiting positions; return their states.
 
         They then wait at the entrance of the next segment, if there is one.
         """
-        start, hidden = self._passed[segment], self._waiting[segment]
-        n_rows = hidden.shape[1]
-        hidden = self._run(self.bounds[segment], self.bounds[segment + 1], hidden, start)
-        for block in range(self.bounds[segment], self.bounds[segment + 1]):
-            self.block_positions[block] += n_rows
-            self.block_calls[block] += 1
-        self._waiting[segment] = None
-        self._passed[segment] += n_rows
-        if segment + 1 < self.n_segments:
-            self._arrive(segment + 1, hidden)
+        first, last = self.bounds[segment : segment + 2]
+        hidden = self._run(first, last, self.waiting(segment), self.passed[segment])
+        self.advanced(segment, hidden)
         return hidden
 
-    def complete(self) -> Float[Tensor, "1 position hidden"]:
+    def advanced(self, segment: int, hidden: Float[Tensor, "1 position hidden"]) -> None:
+        """Take note that all waiting positions have passed a segment.
+
+        hidden: their states behind it.
+        """
+        for block in range(self.bounds[segment], self.bounds[segment + 1]):
+            self.block_positions[block] += hidden.shape[1]
+            self.block_calls[block] += 1
+        self._waiting[segment] = None
+        self.passed[segment] += hidden.shape[1]
+        if segment + 1 < self.n_segments:
+            self._arrive(segment + 1, hidden)
+
+    @stepwise
+    def complete(self) -> Steps:
         """Run all waiting positions to the end; return their states."""
         for segment in range(self.n_segments):
-            if self._waiting[segment] is not None:
-                hidden = self.advance(segment)
+            if self.waits(segment):
+                hidden = yield Advance(self, segment)
         self._finished, self._finished_from = hidden, self.completed - hidden.shape[1]
         return hidden
 
@@ -117,17 +130,17 @@ class Frontier:
 
         Their keys and values are made from the state at the exit, unlike the model's.
         """
-        start, hidden = self._passed[segment], self._waiting[segment]
+        start, hidden = self.passed[segment], self.waiting(segment)
         span = self._span(start, hidden.shape[1])
         for block in range(self.bounds[segment], self.bounds[-1]):
             self.backbone.run(block, block + 1, hidden, span)
         self._waiting[segment] = None
         for above in range(segment, self.n_segments):
-            self._passed[above] += hidden.shape[1]
+            self.passed[above] += hidden.shape[1]
 
     def unembed(self, hidden: Float[Tensor, "1 position hidden"]) -> Float[Tensor, "1 position vocab"]:
         """The model's logits for states from `complete`."""
-        return self.backbone.unembed(hidden) if self._exact is None else self._exact.unembed(self.backbone, hidden)
+        return self.backbone.unembed(hidden) if self.exact is None else self.exact.unembed(self.backbone, hidden)
 
     def roll_back(self, length: int) -> None:
         """Drop every position from `length` on, in all segments."""
@@ -136,17 +149,17 @@ class Frontier:
         self._tokens = self._tokens[:, :length]
         self._spans.clear()
         for segment in range(self.n_segments):
-            self._passed[segment] = min(self._passed[segment], length)
+            self.passed[segment] = min(self.passed[segment], length)
             self.cache.truncate(self.bounds[segment], self.bounds[segment + 1], length)
             if self._waiting[segment] is not None:
-                kept = self._waiting[segment][:, : length - self._passed[segment]]
+                kept = self._waiting[segment][:, : length - self.passed[segment]]
                 self._waiting[segment] = kept if kept.shape[1] else None
 
     def _run(self, first: int, last: int, hidden: Tensor, start: int) -> Tensor:
         if start == 0:
             return self.backbone.run(first, last, hidden, self._span(start, hidden.shape[1]))
         parts = []
-        for part in [hidden] if self._exact is None else hidden.split(self._exact.at_once, dim=1):
+        for part in [hidden] if self.exact is None else hidden.split(self.exact.at_once, dim=1):
             parts.append(self._run_together(first, last, part, self._span(start, part.shape[1])))
             start += part.shape[1]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

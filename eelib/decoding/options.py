@@ -18,7 +18,7 @@ from eelib.settings import Number
 
 _REFUSED: dict[str, Callable[[GenerationConfig], bool]] = {
     "num_beams": lambda c: (c.num_beams or 1) > 1,
-    "num_return_sequences": lambda c: (c.num_return_sequences or 1) > 1,
+    "num_return_sequences": lambda c: (c.num_return_sequences or 1) > 1,  # else made rows of by eelib.generate
     "penalty_alpha": lambda c: bool(c.penalty_alpha),
     "dola_layers": lambda c: c.dola_layers is not None,
     "guidance_scale": lambda c: c.guidance_scale not in (None, 1),
@@ -190,7 +190,8 @@ def attended(
             raise UnsupportedError(f"{name} is not supported: this engine passes the model token ids only.")
     if input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise UnsupportedError(
-            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], one prompt per call."
+            f"input_ids of shape {list(input_ids.shape)}: expected [1, position], at least one token. Several "
+            "prompts go to eelib.generate."
         )
     mask = model_kwargs.get("attention_mask")  # transformers drops a mask that is all ones
     mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()

@@ -364,17 +364,21 @@ def kept_policy(heads: ExitHeads) -> Policy:
         raise HeadsError(
             "These heads come without a policy: tune one, and attach it with `eelib.decoding.keep_policy`."
         )
-    if record["heads_fingerprint"] != heads.fingerprint():
+    of = str(record.get("heads_fingerprint"))
+    if of != heads.fingerprint():
         raise HeadsError(
-            f"The policy was tuned for the heads {record['heads_fingerprint'][:12]} (fingerprint), and these are "
+            f"The policy was tuned for the heads {of[:12]} (fingerprint), and these are "
             f"{heads.fingerprint()[:12]}: they or their backbone have changed. Tune again."
         )
-    settings = dict(record["settings"])
-    if settings.get("lookup") is not None:
-        settings["lookup"] = Lookup(**settings["lookup"])
-    if settings.get("depths") is not None:
-        settings["depths"] = tuple(settings["depths"])
-    return {kind.__name__: kind for kind in _SAVED}[record["policy"]](**settings)
+    try:
+        settings = dict(record["settings"])
+        if settings.get("lookup") is not None:
+            settings["lookup"] = Lookup(**settings["lookup"])
+        if settings.get("depths") is not None:
+            settings["depths"] = tuple(settings["depths"])
+        return {kind.__name__: kind for kind in _SAVED}[record["policy"]](**settings)
+    except (TypeError, ValueError, LookupError) as error:
+        raise HeadsError(f"The policy beside these heads is none of this version: {error!r}. Tune again.") from error
 
 
 def thresholds_or_none(name: str, values: Sequence[float | None]) -> tuple[float | None, ...]:

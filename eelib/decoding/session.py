@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from eelib.backbone.probing import check_mode
 from eelib.backbone.segments import Backbone
 from eelib.decoding.acceptance import Draft, Greedy, Sampling
+from eelib.decoding.batches.steps import Advance, Ask, Steps, Unembed, steps, stepwise
 from eelib.decoding.branches import branch
 from eelib.decoding.frontier import Frontier, exact_is_affordable
 from eelib.decoding.options import attended
@@ -40,6 +41,7 @@ class DecodingCall:
         exact: verify with the bits of decoding one token at a time; None: where that is nearly free.
         streamer: gets the prompt and each token once it is final.
         given: names of the caller's own generation arguments; None if unknown.
+        generator: what sampling draws with; None for torch's own.
     """
 
     model: PreTrainedModel
@@ -54,6 +56,7 @@ class DecodingCall:
     exact: bool | None = None
     streamer: BaseStreamer | None = None
     given: frozenset[str] | None = None
+    generator: torch.Generator | None = None
 
 
 class Session:
@@ -71,7 +74,9 @@ class Session:
 
     Without verification a step is `feed`, `draft` and `emit`; where no head is confident, `emit_full`.
 
-    Hooks: `make_frontier`, `feed`, `draft`, `ask`, `verify`, `emit`, `emit_full`.
+    Hooks: `make_frontier`, `feed`, `draft`, `ask`, `verify`, `emit`, `emit_full`. Those that need the model are
+    `stepwise`, so that a batch can serve many sessions at once; one that is overridden by a usual method runs for its
+    session alone, with the same result.
 
     Attributes:
         call: arguments of `generate`.
@@ -115,7 +120,7 @@ class Session:
         lens_depths = [depth for depth in self.exit_depths if call.heads is None or depth not in call.heads.depths]
         lens = ExitHeads.init(call.model, lens_depths, "none") if lens_depths else None
         self.heads = {depth: lens if depth in lens_depths else call.heads for depth in self.exit_depths}
-        self.rule = Sampling() if call.generation_config.do_sample else Greedy()
+        self.rule = Sampling(call.generator) if call.generation_config.do_sample else Greedy()
         self._rules = call.logits_processor, call.stopping_criteria
         self._argmax_only = not call.generation_config.do_sample and not call.logits_processor
         self.policy_state = self.policy.start(call.input_ids, head_depths)
@@ -134,17 +139,18 @@ class Session:
         self._rows: list[tuple] = []
         self.ended = self.tokens.shape[1] >= call.generation_config.max_length
 
-    def decode(self) -> DecodingOutput:
-        """Decode to the end."""
+    @stepwise
+    def decode(self) -> Steps:
+        """Decode to the end; return the `DecodingOutput`."""
         started, prompt_length, streamer = time.perf_counter(), self.tokens.shape[1], self.call.streamer
         self._put = streamer.put if streamer is not None else lambda tokens: None
         self._put(self.tokens.cpu())
         if not self.ended:
             self.frontier.feed(self.tokens[:, self._read])
-            self.emit_full()
+            yield from steps(self, "emit_full")
         advance = self._round if self.call.verify else self._step
         while not self.ended:
-            advance()
+            yield from advance()
         stats = DecodingStats(
             emitted=self.tokens.shape[1] - prompt_length,
             drafted=self.drafted,
@@ -185,28 +191,29 @@ class Session:
         """Pass new tokens of the text to the frontier."""
         self.frontier.feed(prefix[:, self.frontier.length + self._unread :])
 
-    def draft(self, prefix: Int[Tensor, "1 position"]) -> Draft | None:
+    @stepwise
+    def draft(self, prefix: Int[Tensor, "1 position"]) -> Steps:
         """Take the newest position from exit to exit until a head drafts.
 
-        None when none does.
+        Returns its `Draft`, or None when none does.
         """
         position = prefix.shape[1] - 1
         for segment, depth in enumerate(self.exit_depths):
-            hidden = self.frontier.advance(segment)[:, -1]
+            hidden = (yield Advance(self.frontier, segment))[:, -1]
             if self.policy.asks(self.policy_state, depth, position):
-                draft = self.ask(depth, hidden, prefix)
+                draft = yield from steps(self, "ask", depth, hidden, prefix)
                 if draft is not None:
                     return draft
         return None
 
-    def ask(self, depth: int, hidden: Float[Tensor, "1 hidden"], prefix: Int[Tensor, "1 position"]) -> Draft | None:
-        """Draft of the head at `depth` for the newest state.
+    @stepwise
+    def ask(self, depth: int, hidden: Float[Tensor, "1 hidden"], prefix: Int[Tensor, "1 position"]) -> Steps:
+        """Ask the head at `depth` about the newest state.
 
-        None where it declines or the policy goes on.
+        Returns its `Draft`, or None where it declines or the policy goes on.
         """
         heads = self.heads[depth]
-        final = heads.final(depth, hidden, self._previous)
-        logits = heads.read(depth, final)
+        final, logits = yield Ask(heads, depth, hidden, self._previous)
         self.head_positions[depth] += 1
         token = heads.drafted_tokens(logits).item()
         if token < 0:
@@ -220,12 +227,16 @@ class Session:
         token, probabilities = self.rule.draw(scores)
         return Draft(token, depth, score, probabilities, final)
 
-    def verify(self, prefix: Int[Tensor, "1 position"]) -> Float[Tensor, "state vocab"]:
-        """The full model's logits at every waiting state.
+    @stepwise
+    def verify(self, prefix: Int[Tensor, "1 position"]) -> Steps:
+        """Ask the full model at every waiting state.
+
+        Returns its logits, [state, vocab].
 
         prefix: the text with all drafts.
         """
-        return self.frontier.unembed(self.frontier.complete())[0]
+        hidden = yield from steps(self.frontier, "complete")
+        return (yield Unembed(self.frontier, hidden))[0]
 
     def emit(self, token: int, draft: Draft | None = None, drafted: bool = False) -> None:
         """Make a token final.
@@ -239,9 +250,11 @@ class Session:
         self._put(self.tokens[:, -1].cpu())
         self.ended = self._ends(self.tokens)
 
-    def emit_full(self) -> None:
+    @stepwise
+    def emit_full(self) -> Steps:
         """Take every position to the end, and emit the full model's token."""
-        logits = self.frontier.unembed(self.frontier.complete()[:, -1:])[0]
+        hidden = yield from steps(self.frontier, "complete")
+        logits = (yield Unembed(self.frontier, hidden[:, -1:]))[0]
         self.emit(self.rule.draw(self.scores(self.tokens, logits))[0])
 
     def scores(self, prefix: Int[Tensor, "1 position"], logits: Float[Tensor, "1 vocab"]) -> Float[Tensor, "1 vocab"]:
@@ -252,7 +265,7 @@ class Session:
         scores = logits.to(torch.float32, copy=True)
         return self._rules[0](prefix, scores) if self._rules[0] else scores
 
-    def _round(self) -> None:
+    def _round(self) -> Steps:
         """Draft, verify all drafts in one pass, and emit what stands.
 
         That is the longest accepted prefix and the model's next token.
@@ -272,7 +285,7 @@ class Session:
             self._rules = LogitsProcessorList(branch(final_rules[0])), StoppingCriteriaList(branch(final_rules[1]))
         while True:
             self.feed(prefix)
-            draft = self.draft(prefix) if len(drafts) < limit else None
+            draft = (yield from steps(self, "draft", prefix)) if len(drafts) < limit else None
             if draft is None:
                 break
             drafts.append(draft)
@@ -282,16 +295,19 @@ class Session:
                 break  # nothing can follow this draft, so it is not fed
         self._rules = final_rules
         self.drafted += len(drafts)
-        n_accepted = self._judge(drafts, self.verify(prefix), prefix)
+        n_accepted = self._judge(drafts, (yield from steps(self, "verify", prefix)), prefix)
         self.accepted += n_accepted
         self.policy.observe(self.policy_state, len(drafts), n_accepted)
         self.frontier.roll_back(self.tokens.shape[1] - 1 - self._unread)  # the newest token is final, but not fed
 
-    def _step(self) -> None:
+    def _step(self) -> Steps:
         """Early exit: the token of the first confident head is final."""
         self.feed(self.tokens)
-        draft = self.draft(self.tokens)
-        self.emit(draft.token, draft) if draft is not None else self.emit_full()
+        draft = yield from steps(self, "draft", self.tokens)
+        if draft is None:
+            yield from steps(self, "emit_full")
+        else:
+            self.emit(draft.token, draft)
 
     def _judge(self, drafts: list[Draft], logits: Tensor, prefix: Tensor) -> int:
         """Emit what stands; return the number of accepted drafts.

@@ -1,6 +1,5 @@
 """Packaged benchmark cases, and prompts to decode."""
 
-import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from eelib.corpus.chat import as_prompt
 from eelib.corpus.reading import read_documents
-from eelib.errors import InvalidInputError
+from eelib.errors import FetchError, InvalidInputError
 from eelib.packaged import case_file
+from eelib.workspace import read_lines
 
 MULTIPLE_CHOICE = ("hellaswag", "truthfulqa_mc1")
 
@@ -87,6 +87,6 @@ def read_rows(task: str) -> list[dict]:
     """Packaged cases of a task, as stored.
 
     Raises:
-        FetchError: they have not been fetched.
+        FetchError: they have not been fetched, or are damaged.
     """
-    return [json.loads(line) for line in case_file(task).read_text(encoding="utf-8").splitlines()]
+    return read_lines(case_file(task), error=FetchError)

@@ -4,14 +4,17 @@ Interleaved, after a warm-up.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eelib.backbone.segments import Backbone
+from eelib.decoding.batches.output import BatchOutput
 from eelib.decoding.lossless import first_mismatch
 from eelib.decoding.output import DecodingOutput
 from eelib.errors import InvalidInputError
@@ -162,6 +165,114 @@ def working(decoders: Mapping[str, Decoder], prompt: Tensor) -> tuple[dict[str, 
         except Exception as error:  # whatever a method's own code raises is its result here
             failed.append({"decoder": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
     return fine, pd.DataFrame(failed, columns=["decoder", "error"])
+
+
+BatchDecoder = Callable[[list[Tensor]], BatchOutput | DecodingOutput | Tensor]
+"""From prompts [1, position] to the result of `eelib.generate` or `model.generate`."""
+
+
+def compare_batches(
+    decoders: Mapping[tuple[str, str], BatchDecoder],
+    prompts: Sequence[Tensor],
+    sizes: Sequence[int] = (1, 2, 4, 8),
+    *,
+    reference: tuple[str, str] = ("plain", ""),
+    repeats: int = 3,
+) -> pd.DataFrame:
+    """Decode prompts together, so many at once, with every decoder, interleaved.
+
+    Args:
+        decoders: by kind and gathering rule, ("early exit", "wait").
+        sizes: numbers of rows.
+
+    Returns:
+        One row per size, decoder and repeat: rows, kind, gather, repeat, seconds, emitted, tokens_per_second (of all
+        rows), speed_ratio (to the reference at the same size and repeat), equal (share of rows with the reference's
+        tokens), latency_seconds and latency_seconds_95 (median and 95% quantile over rows), exits (share of tokens that
+        left before the last block), exits_lost (share of these that passed blocks above their exit with other rows),
+        block_calls, block_positions, head_calls, head_positions (sums), tokens (emitted or drafted). NaN where a
+        decoder does not count.
+
+    Raises:
+        InvalidInputError: fewer prompts than rows, or the reference is not among the decoders.
+    """
+    if not sizes or max(sizes) > len(prompts) or reference not in decoders:
+        raise InvalidInputError(
+            f"{len(prompts)} prompts for batches of {list(sizes)}, decoders {list(decoders)}: expected as many, and "
+            f"{reference} among the decoders."
+        )
+    tables = []
+    for number, size in enumerate(sizes):
+        calls = {key: (lambda decode=decode, size=size: decode(prompts[:size])) for key, decode in decoders.items()}
+        timed = interleaved(calls, repeats=repeats, warm_up=int(number == 0), description=f"{size} rows")
+        timed["kind"], timed["gather"] = zip(*timed.pop("candidate"), strict=True)
+        base = timed[(timed.kind == reference[0]) & (timed.gather == reference[1])].set_index("repeat")
+        own = [text[-n:] for text, n in _texts(base.result.iloc[0], prompts[:size])]
+        found = [_of_batch(run, prompts[:size], own) for run in timed.itertuples()]
+        timed = pd.concat([timed.drop(columns="result"), pd.DataFrame(found)], axis=1).assign(rows=size)
+        timed["tokens_per_second"] = timed.emitted / timed.seconds
+        plain = sum(len(text) for text in own) / base.seconds
+        timed["speed_ratio"] = timed.tokens_per_second / timed["repeat"].map(plain)
+        tables.append(timed)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _texts(output: BatchOutput | DecodingOutput | Tensor, prompts: Sequence[Tensor]) -> list[tuple[list[int], int]]:
+    """Each row's text and number of new tokens."""
+    if isinstance(output, Tensor):
+        n = output.shape[1] - max(prompt.shape[1] for prompt in prompts)
+        return [(row.tolist(), n) for row in output]
+    rows = output.rows if isinstance(output, BatchOutput) else [output]
+    return [(row.sequences[0].tolist(), row.stats.emitted) for row in rows]
+
+
+def _of_batch(run: Any, prompts: Sequence[Tensor], own: Sequence[list[int]]) -> dict[str, float]:
+    """Measurements of one batch, from its output and seconds."""
+    output, texts = run.result, _texts(run.result, prompts)
+    found = {
+        "emitted": sum(n for _, n in texts),
+        "equal": np.mean([text[-n:] == theirs for (text, n), theirs in zip(texts, own, strict=True)]),
+    }
+    if isinstance(output, Tensor):
+        return found | {"latency_seconds": run.seconds, "latency_seconds_95": run.seconds}
+    rows = output.rows if isinstance(output, BatchOutput) else [output]
+    seconds, stats = [row.stats.seconds for row in rows], output.stats
+    settled = output.trace[~output.trace.drafted | output.trace.accepted]
+    exits = int((settled.depth < len(stats.block_calls)).sum())
+    return found | {
+        "latency_seconds": np.median(seconds), "latency_seconds_95": np.quantile(seconds, 0.95),
+        "exits": exits / len(settled), "exits_lost": getattr(stats, "exits_lost", 0) / exits if exits else 0.0,
+        "block_calls": sum(stats.block_calls), "block_positions": sum(stats.block_positions),
+        "head_calls": getattr(stats, "head_calls", sum(stats.head_positions.values())),
+        "head_positions": sum(stats.head_positions.values()), "tokens": stats.emitted + stats.drafted,
+    }  # fmt: skip
+
+
+def summarise_batches(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Medians over repeats of `compare_batches`, one row per size and decoder.
+
+    With 95% intervals of speed_ratio, from a bootstrap over repeats.
+    """
+    rows = []
+    for (size, kind, gather), table in runs.groupby(["rows", "kind", "gather"], sort=False):
+        row = {"rows": size, "kind": kind, "gather": gather}
+        row |= table.drop(columns=["rows", "kind", "gather", "repeat"]).median().to_dict()
+        ratio = median_interval(table.speed_ratio, seed=seed)
+        rows.append(row | dict(zip(("speed_ratio", "speed_ratio_low", "speed_ratio_high"), ratio, strict=True)))
+    return pd.DataFrame(rows)
+
+
+def left_padded(model: PreTrainedModel, padding: int = 0, **generate_kwargs: Any) -> BatchDecoder:
+    """Transformers' own `generate` for prompts of different lengths, padded on the left."""
+
+    def decode(prompts: list[Tensor]) -> Tensor:
+        longest = max(prompt.shape[1] for prompt in prompts)
+        ids = torch.cat([F.pad(prompt, (longest - prompt.shape[1], 0), value=padding) for prompt in prompts])
+        mask = torch.cat([F.pad(torch.ones_like(prompt), (longest - prompt.shape[1], 0)) for prompt in prompts])
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        return model.generate(ids, attention_mask=mask, pad_token_id=padding, **generate_kwargs)
+
+    return decode
 
 
 def acceptance_ratio(runs: pd.DataFrame, ours: str, theirs: str, *, seed: int = 0) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import nnls
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -271,3 +272,34 @@ def _timed(log: list, key: tuple, call: Callable, *arguments):
     synchronize()
     log.append((key, time.perf_counter() - started))
     return result
+
+
+def predict_batches(runs: pd.DataFrame, fitted: Sequence[int]) -> pd.DataFrame:
+    """Speed of batches predicted from what they count.
+
+    A batch takes a price for each call of a block, position in it, call of a head, row in it, and token. The prices,
+    none negative, are fitted on some sizes by least squares of relative errors.
+
+    Args:
+        runs: of `compare_batches`.
+        fitted: sizes whose runs set the prices; others are predicted.
+
+    Returns:
+        One row per size and decoder that counts: rows, kind, gather, measured and predicted [tokens/s] and fitted
+        (whether its size was).
+
+    Raises:
+        InvalidInputError: none of the runs is of those sizes.
+    """
+    counts = ["block_calls", "block_positions", "head_calls", "head_positions", "tokens"]
+    keys = ["rows", "kind", "gather"]
+    table = runs.dropna(subset=counts).groupby(keys, sort=False)[[*counts, "seconds", "emitted"]].median().reset_index()
+    known = table[table.rows.isin(fitted)]
+    if known.empty:
+        raise InvalidInputError(f"fitted={list(fitted)}: expected sizes among {sorted(set(table.rows))}.")
+    size = table[counts].abs().max().replace(0, 1.0)  # so that no count weighs more in the fit for its unit
+    scaled = (known[counts] / size).to_numpy() / known.seconds.to_numpy()[:, None]
+    prices, _ = nnls(scaled, np.ones(len(known)))
+    seconds = (table[counts] / size).to_numpy() @ prices
+    measured, predicted = table.emitted / table.seconds, table.emitted / seconds
+    return table[keys].assign(measured=measured, predicted=predicted, fitted=table.rows.isin(fitted))

@@ -1,5 +1,6 @@
 """Model sizes: measured gains; gains and training costs computed for Pythia."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from eelib.errors import InvalidInputError
+from eelib.workspace.artefacts import read_bytes
 
 PYTHIA_SIZES = {
     "70M": (6, 512), "160M": (12, 768), "410M": (24, 1024), "1B": (16, 2048), "1.4B": (24, 2048), "2.8B": (32, 2560),
@@ -140,8 +142,8 @@ def _of_model(model: str, folder: Path) -> pd.DataFrame:
 
 def _read(path: Path, *columns: str) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(io.BytesIO(read_bytes(path)))
+    except ValueError as error:
         raise InvalidInputError(f"{path} cannot be read ({error}): make this table first.") from error
     missing = [column for column in columns if column not in table]
     if missing:

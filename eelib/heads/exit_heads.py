@@ -347,7 +347,7 @@ class ExitHeads(nn.Module):
         """
         folder, described, tensors = read_heads(name)
         backbone = Backbone.of(model)
-        types = {described.get("dtype"), str(backbone.model.dtype).removeprefix("torch.")}
+        types = {str(described.get("dtype")), str(backbone.model.dtype).removeprefix("torch.")}
         if "float16" in types and len(types) > 1:
             backbone.recognise(described["fingerprint"], described.get("sketch", []))
         model, fingerprint = backbone.model, backbone.fingerprint()
@@ -357,16 +357,63 @@ class ExitHeads(nn.Module):
                 f"(fingerprint {described['fingerprint'][:12]}), and this is {model.config._name_or_path} "
                 f"({fingerprint[:12]}). Load that model, train heads for this one, or pass force=True."
             )
-        heads = cls(HeadConfig(**described["heads"]), model, tensors.get("draft_tokens"))
         try:
-            heads.load_state_dict(tensors)
-        except RuntimeError as error:
+            config = HeadConfig(**described["heads"])
+            backbone.check_depths(config.depths)
+        except (TypeError, InvalidInputError) as error:
             raise HeadsError(
-                f"The heads in {folder} do not have the weights that eelib {version('eelib')} expects of this kind: "
-                f"train them again. {error}"
+                f"{folder / 'config.json'} describes no heads that this model can have: {error}"
             ) from error
+        _check_weights(config, backbone, tensors, folder)
+        heads = cls(config, model, tensors.get("draft_tokens"))
+        heads.load_state_dict(tensors)
         heads.training_record, heads.policy_record = described["training"], described.get("policy", {})
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
+
+
+def _check_weights(config: HeadConfig, backbone: Backbone, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Check tensors of a file, before heads take memory.
+
+    Raises:
+        HeadsError: another set of tensors, other shapes or types, numbers that are not finite in the model's type, or a
+            draft vocabulary that is none.
+    """
+    with torch.device("meta"):
+        maps = {str(d): make_map(config.kind, config.width, config.skip, backbone.unembedding, backbone.hidden_size)
+                for d in config.depths}  # fmt: skip
+        expected = {f"maps.{name}": tensor.shape for name, tensor in nn.ModuleDict(maps).state_dict().items()}
+        if config.draft_vocab_size is not None:
+            other = MixedLinear(backbone.unembedding.weight.shape[1], 1).state_dict()
+            expected |= {f"others.{d}.{name}": of.shape for d in config.depths for name, of in other.items()}
+            expected["draft_tokens"] = torch.Size([config.draft_vocab_size])
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise HeadsError(
+            f"The heads in {folder} do not have the weights that eelib {version('eelib')} expects of this kind: train "
+            f"them again. {len(differing)} differ, {name} for one: expected {_shape(expected.get(name))}, found "
+            f"{_shape(found.get(name))}."
+        )
+    for name, tensor in tensors.items():
+        if name == "draft_tokens":
+            ascending = tensor.dtype == torch.int64 and bool((tensor[1:] > tensor[:-1]).all())
+            if not ascending or tensor[0] < 0 or tensor[-1] >= backbone.vocab_size:
+                raise HeadsError(
+                    f"The heads in {folder} draft other tokens than this model has: expected ascending ones below "
+                    f"{backbone.vocab_size}."
+                )
+        elif tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            raise HeadsError(f"The heads in {folder} have weights of type {tensor.dtype} ({name}): expected floats.")
+        elif not tensor.to(backbone.model.dtype).isfinite().all():
+            raise HeadsError(
+                f"The heads in {folder} have weights that are not finite in {backbone.model.dtype} ({name}): train "
+                "them again, or load the model in a wider type."
+            )
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(list(shape))
 
 
 def frequent_tokens(

@@ -11,32 +11,34 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eelib.backbone.loading import HUB_ID
 from eelib.errors import HeadsError
-from eelib.workspace import atomic_write, expanded
+from eelib.workspace import expanded, read_json, read_tensors, recorded, write_json, write_tensors, write_whole
+from eelib.workspace.ledger import FOLDER
 
 FILES = ("config.json", "model.safetensors")
+VALIDATED = ("depth", "agreement", "loss")
 
 
 def write_heads(folder: str | Path, described: dict, tensors: dict[str, Tensor]) -> None:
-    """Write model.safetensors, config.json and README.md (a model card), each atomically."""
-    folder = expanded(folder)
-    with atomic_write(folder / "model.safetensors") as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    with atomic_write(folder / "config.json") as path:
-        path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    with atomic_write(folder / "README.md") as path:
-        path.write_text(model_card(described), encoding="utf-8")
+    """Write model.safetensors, config.json and README.md (a model card), together.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    with recorded(folder) as temporary:
+        digest = write_tensors(temporary / "model.safetensors", tensors)
+        write_json(temporary / "config.json", {**described, "weights": digest})
+        write_whole(temporary / "README.md", model_card(described))
 
 
 def read_heads(name: str | Path) -> tuple[Path, dict, dict[str, Tensor]]:
     """Folder, configuration and tensors of saved heads, local or on the Hub.
 
     Raises:
-        HeadsError: no heads there.
+        HeadsError: no heads there, damaged ones, or a configuration that is none.
     """
     folder = expanded(name)
     if not folder.is_dir() and HUB_ID.fullmatch(str(name)):
@@ -49,10 +51,30 @@ def read_heads(name: str | Path) -> tuple[Path, dict, dict[str, Tensor]]:
         raise HeadsError(
             f"No heads in {folder}: {' and '.join(missing)} missing. `eelib.ExitHeads.save_pretrained` writes them."
         )
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "heads" not in described or "fingerprint" not in described:
-        raise HeadsError(f"{folder / 'config.json'} does not describe heads: expected keys heads, fingerprint.")
-    return folder, described, load_file(folder / "model.safetensors")
+    described = read_json(folder / "config.json", HeadsError)
+    _check_description(described, folder / "config.json")
+    tensors, about = read_tensors(folder / "model.safetensors", HeadsError)
+    if described.get("weights", about.get("digest")) != about.get("digest"):
+        raise HeadsError(
+            f"The weights in {folder} are not those that its config.json describes: they are being written, or writing "
+            "them was cut off. Load them again, else make them again."
+        )
+    return folder, described, tensors
+
+
+def _check_description(described: dict, file: Path) -> None:
+    """Check what a configuration says of heads, but for their settings."""
+    needed = {"heads": dict, "fingerprint": str, "backbone": str, "training": dict, "n_blocks": int}
+    kinds = needed | {name: kind for name, kind in (("policy", dict), ("sketch", list)) if name in described}
+    wrong = [name for name, kind in kinds.items() if not isinstance(described.get(name), kind)]
+    if wrong:
+        raise HeadsError(f"{file} does not describe heads: {', '.join(wrong)} missing, or of another kind.")
+    try:
+        numbers = [row[name] for row in described["training"].get("validation", []) for name in VALIDATED]
+    except (TypeError, LookupError, AttributeError) as error:
+        raise HeadsError(f"{file}: validation is not what training writes: {error!r}.") from error
+    if not all(isinstance(number, int | float) for number in [*numbers, *described.get("sketch", [])]):
+        raise HeadsError(f"{file}: expected numbers in validation and sketch.")
 
 
 def push_heads(save: Callable[[str], None], repo_id: str, *, private: bool | None, token: str | None) -> str:
@@ -61,7 +83,9 @@ def push_heads(save: Callable[[str], None], repo_id: str, *, private: bool | Non
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with TemporaryDirectory() as folder:
         save(folder)
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Early-exit heads")
+        return api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Early-exit heads", ignore_patterns=[f"{FOLDER}/*"]
+        )
 
 
 def model_card(described: dict) -> str:

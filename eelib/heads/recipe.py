@@ -6,15 +6,16 @@
 import argparse
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eelib.backbone.loading import batch_dtype, load_model
@@ -23,10 +24,11 @@ from eelib.backbone.teacher import Teacher
 from eelib.corpus.corpus import Corpus, load_corpus
 from eelib.corpus.documents import CorpusConfig
 from eelib.display import table_html
-from eelib.errors import EelibError, InvalidInputError
+from eelib.errors import EelibError, InvalidInputError, TrainingError
 from eelib.heads.exit_heads import ExitHeads, HeadConfig
 from eelib.heads.training import TrainConfig, train_heads
-from eelib.workspace import Workspace, expanded
+from eelib.settings import flag
+from eelib.workspace import Workspace, expanded, read_yaml
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,14 @@ class Recipe:
             InvalidInputError: the file is missing or no recipe, or a setting is unknown or out of range.
         """
         path, changes = expanded(path), dict(changes or {})
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InvalidInputError(f"The recipe {path} cannot be read: {error}") from error
+        loaded = read_yaml(path, "recipe")
         parts = {"corpus": CorpusConfig, "heads": HeadConfig, "fused": HeadConfig, "training": TrainConfig}
-        if not isinstance(loaded, dict) or not set(loaded) | set(changes) <= {*parts, "cache_teacher"}:
+        sections = [of for given in (loaded, changes) for name, of in given.items() if name in parts and of is not None]
+        words = all(isinstance(of, Mapping) and all(isinstance(key, str) for key in of) for of in sections)
+        if not words or not set(loaded) | set(changes) <= {*parts, "cache_teacher"}:
             raise InvalidInputError(
-                f"{path} and the changes {changes} hold something else than a recipe: expected {', '.join(parts)}, "
-                "cache_teacher."
+                f"{path} and the changes {changes} hold something else than a recipe: expected settings of "
+                f"{', '.join(parts)}, and cache_teacher."
             )
         made = {}
         for name, kind in parts.items():
@@ -99,14 +100,15 @@ class Recipe:
                     f"{', '.join(setting.name for setting in fields(kind))}."
                 )
             for key in {"source", "prompts"} & set(settings):
-                if settings[key] and (path.parent / settings[key]).is_file():
+                if isinstance(settings[key], str) and (path.parent / settings[key]).is_file():
                     settings[key] = str(path.parent / settings[key])
             if kind is HeadConfig:
                 if "depths" not in settings or (name == "fused" and settings["kind"] != "fused"):
                     raise InvalidInputError(f"{path}: {name}: {named}: expected depths, and in `fused` no other kind.")
                 HeadConfig(**{**settings, "depths": (1,)})  # for its errors, before hours of writing text
             made[name] = settings if kind is HeadConfig else kind(**settings)
-        return cls(**made, cache_teacher=changes.get("cache_teacher", loaded.get("cache_teacher", True)))
+        cache = changes.get("cache_teacher", loaded.get("cache_teacher", True))
+        return cls(**made, cache_teacher=flag("cache_teacher", cache))
 
 
 def _changed(config: CorpusConfig | TrainConfig) -> dict[str, object]:
@@ -157,12 +159,28 @@ def make_heads(
     Raises:
         InvalidInputError: several processes without a workspace, through whose files they share text and teacher
             outputs.
+        TrainingError: another process makes heads in this workspace.
     """
     if workspace is None and PartialState().num_processes > 1:
         raise InvalidInputError("Several processes share text through files: pass make_heads a workspace.")
     if workspace is None:
         with TemporaryDirectory(prefix="eelib-") as folder:
             return make_heads(recipe, model, tokenizer, Workspace("heads", folder))
+    state, lock = PartialState(), FileLock(workspace.checkpoints / ".lock", timeout=0)
+    workspace.checkpoints.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock if state.is_main_process else nullcontext():
+            return _make(recipe, model, tokenizer, workspace)
+    except Timeout as error:
+        raise TrainingError(
+            f"Another process makes heads in {workspace.checkpoints}: wait for it to end, or use another workspace."
+        ) from error
+
+
+def _make(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
+) -> MadeHeads:
+    """What `make_heads` does, while no other process does it there."""
     scratch, state = workspace.checkpoints, PartialState()
     parts = {"heads": recipe.heads} | ({"fused": {**recipe.fused, "kind": "fused"}} if recipe.fused else {})
     read = [Backbone.of(model).check_depths(settings["depths"]) for settings in parts.values()]

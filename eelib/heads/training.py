@@ -1,7 +1,6 @@
 """Self-distillation: heads learn the full model's predictions (arXiv 2407.21082)."""
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -12,8 +11,6 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -27,7 +24,7 @@ from eelib.heads.lessons import Batches, Lesson, in_a_row
 from eelib.heads.loss import LOSSES, DistillationLoss
 from eelib.heads.report import Report
 from eelib.settings import COUNT, POSITIVE, SEED, Number, check_known, settle
-from eelib.workspace import atomic_write, expanded
+from eelib.workspace import expanded, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -236,15 +233,18 @@ class _Run:
     def restore(self) -> None:
         if self.path is None or not self.path.is_file():
             return
-        with safe_open(self.path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if state["identity"] != self.identity:
+        tensors, state = read_tensors(self.path, TrainingError, scratch=True)
+        if state.get("identity") != self.identity:
             raise TrainingError(
                 f"{self.path} is the checkpoint of another run (other text, heads, model or settings). Delete it to "
                 "start over, or restore the settings."
             )
         self.step, self.tokens, self.log = state["step"], state["tokens"], state["log"]
+        shapes = {name: parameter.shape for name, parameter in self.heads.named_parameters()}
+        expected = {f"{name}.{key}": of for name, of in shapes.items() for key in ("value", "exp_avg", "exp_avg_sq")}
+        expected |= {f"{name}.step": torch.Size([]) for name in shapes}
+        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+            raise TrainingError(f"{self.path} has other weights than these heads: delete it to start over.")
         for name, parameter in self.heads.named_parameters():
             parameter.data.copy_(tensors[f"{name}.value"])
             moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
@@ -263,9 +263,8 @@ class _Run:
             tensors.update({f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()})
         state = {"identity": self.identity, "step": self.step, "tokens": self.tokens, "log": self.log}
         try:
-            with atomic_write(self.path) as path:
-                save_file(tensors, path, metadata={"state": json.dumps(state)})
-        except (OSError, SafetensorError) as error:
+            write_tensors(self.path, tensors, state)
+        except OSError as error:
             raise TrainingError(
                 f"The checkpoint of step {self.step} cannot be written to {self.path}: {error}. The previous one is "
                 "kept: free disk space and run this again."

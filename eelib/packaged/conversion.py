@@ -20,8 +20,10 @@ def convert(gguf: Path, target: Path, packaged: PackagedModel) -> None:
 
     print(f"Converting {gguf.name} to safetensors ...", flush=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16).eval()
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        read = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, trust_remote_code=False
+        ).eval()
     except Exception as error:  # transformers promises no narrower class for a file that it cannot read
         raise FetchError(
             f"transformers could not read {gguf.name}: {error}. Fetch it again if it is damaged, else "
@@ -64,7 +66,7 @@ def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    saved_tokenizer = AutoTokenizer.from_pretrained(target)
+    saved_tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     ids = saved_tokenizer(_CHECKED, return_tensors="pt").input_ids
     if saved_tokenizer.decode(ids[0]) != _CHECKED or ids[0].tolist() != tokenizer(_CHECKED).input_ids:
         raise FetchError(
@@ -77,7 +79,7 @@ def _check_conversion(name: str, expected, tokenizer, target: Path) -> None:
             "transformers that eelib is tested with."
         )
 
-    saved = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+    saved = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16, trust_remote_code=False).eval()
     with torch.inference_mode():
         expected, found = expected.float(), saved(ids).logits.float()
     # The weights are the same; logits of a wrong conversion differ by their own size.

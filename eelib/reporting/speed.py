@@ -371,3 +371,30 @@ def agreement_and_speed(table: pd.DataFrame) -> str:
     if not phrases:
         return NOTHING
     return f"**Against {models[0]}, {models[-1]} {listed(phrases)}**; the rest is undecided."
+
+
+def speed_in_batches(table: pd.DataFrame) -> str:
+    """Gains in batches, and exits lost to other rows.
+
+    Args:
+        table: rows, kind, gather, tokens_per_second, speed_ratio with its interval, exits_lost.
+    """
+    check_table(table, "rows", "kind", "gather", "tokens_per_second", *with_interval("speed_ratio"), "exits_lost")
+    timed = table.dropna(subset=["speed_ratio"]).assign(gather=table.gather.fillna(""))
+    if timed.empty:
+        return NOTHING
+    largest = timed[timed.rows == timed.rows.max()]
+    told = []
+    for kind, part in largest[~largest.kind.isin(["plain", "transformers"])].groupby("kind", sort=False):
+        best = part.loc[part.speed_ratio == part.speed_ratio.max()].iloc[0]
+        told.append(f"{kind} ({best.gather}) is {pace(best)}")
+    others = largest[largest.kind == "transformers"].speed_ratio
+    if len(others):
+        told.append(f"transformers is at {others.iloc[0]:.2f}")
+    said = [f"**At {largest.rows.iloc[0]:g} rows, beside plain decoding, {listed(told)}.**"] if told else []
+    lost = largest.dropna(subset=["exits_lost"])
+    lost = lost[lost.exits_lost > 0]
+    if len(lost):
+        worst = lost.loc[lost.exits_lost == lost.exits_lost.max()].iloc[0]
+        said.append(f'With "{worst.gather}", {worst.exits_lost:.0%} of its exits are lost to other rows.')
+    return paragraph(said)

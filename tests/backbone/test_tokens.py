@@ -51,6 +51,8 @@ def test_ids_of_any_kind(given):
 def test_what_is_no_ids_is_refused(llama, given, message):
     with pytest.raises(InvalidInputError, match=message):
         token_ids(given, vocab_size=VOCAB_SIZE)
+    if "rows" in message:
+        return  # for `generate` these are two prompts
     with pytest.raises(InvalidInputError, match=message):
         eelib.generate(llama, given, policy=eelib.Never(), max_new_tokens=2)
 

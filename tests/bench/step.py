@@ -1,7 +1,8 @@
 """Where the time of one step of plain decoding goes: `make bench-step`. Microseconds, medians, on packed weights.
 
-Pieces of a block are called again and again by themselves, so that their weights lie in the caches; what they sum to
-falls short of the block in place, whose weights come from memory. `--write` keeps the table in docs/results/step.csv.
+Blocks are timed as decoding runs them, recorded, and in Python. Pieces of a block are called again and again by
+themselves, so that their weights lie in the caches; what they sum to falls short of the block in place, whose weights
+come from memory. `--write` keeps the table in docs/results/step.csv.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import eelib
-from eelib.backbone import packed
+from eelib.backbone import Graphs, packed
 from eelib.backbone.kv_cache import KVCache
 from eelib.timing import machine
 
@@ -37,7 +38,7 @@ def pieces(model, length: int = 150) -> pd.DataFrame:
     n, cache = backbone.n_blocks, KVCache(model.config, length + 8)
     span = backbone.capture(ids, 0, cache)
     backbone.run(0, n, span.hidden, span)
-    rows = []
+    rows, graphs = [], Graphs.of(backbone.blocks)
 
     def put(piece: str, times: int, call: Callable[[], object], back: bool = False) -> None:
         def both():
@@ -49,7 +50,9 @@ def pieces(model, length: int = 150) -> pd.DataFrame:
     for k in (1, 2, 4, 8):
         some = backbone.capture(ids[:, :k], length, cache)
         put(f"embedding and masks, {k} rows", 1, lambda k=k: backbone.capture(ids[:, :k], length, cache))
-        put(f"all blocks, {k} rows", 1, lambda some=some: backbone.run(0, n, some.hidden, some), back=True)
+        put(f"all blocks in Python, {k} rows", 1, lambda some=some: backbone.run(0, n, some.hidden, some), back=True)
+        record(graphs, backbone, ids, length, k)
+        put(f"all blocks, {k} rows", 1, lambda some=some: graphs.run(0, n, some.hidden, some, cache), back=True)
         put(f"unembedding, {k} rows", 1, lambda some=some: backbone.unembed(some.hidden))
     span = backbone.capture(ids[:, :1], length, cache)
     x, block, (cos, sin) = span.hidden, backbone.blocks[5], span.calls[5][1]["position_embeddings"]
@@ -69,6 +72,17 @@ def pieces(model, length: int = 150) -> pd.DataFrame:
     put("down product", n, lambda: mlp.down_proj(inner))
     put("residual", 2 * n, lambda: x + x)
     return pd.DataFrame(rows)
+
+
+def record(graphs: Graphs, backbone: eelib.Backbone, ids: torch.Tensor, length: int, n_rows: int) -> None:
+    """Let the blocks be recorded for a number of rows, and compared around a length."""
+    graphs.record_soon(n_rows)
+    cache = KVCache(backbone.model.config, length + 4 * n_rows)
+    span = backbone.capture(ids, 0, cache)
+    backbone.run(0, backbone.n_blocks, span.hidden, span)
+    for start in (length, length + n_rows):
+        span = backbone.capture(ids[:, :n_rows], start, cache)
+        graphs.run(0, backbone.n_blocks, span.hidden, span, cache)
 
 
 def main() -> None:

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eelib.calibration.p_values import P_VALUES, SequentialTest, alarm_times, betting, hoeffding_bentkus
+from eelib.calibration.p_values import (
+    P_VALUES,
+    AgreementSequence,
+    SequentialTest,
+    alarm_times,
+    betting,
+    hoeffding_bentkus,
+)
 from eelib.errors import InvalidInputError
 
 losses = st.lists(st.floats(0, 1), min_size=1, max_size=60)
@@ -70,3 +77,46 @@ def test_false_alarms_and_delays():
     assert np.isfinite(at_the_bound).mean() <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 2000)
     slow, quick = (np.median(alarm_times(losses, alpha, false_alarm=0.1, runs=200)) for alpha in (0.12, 0.05))
     assert quick < slow < 300
+
+
+def shares(n, agreement, seed=0, tokens=20):
+    """Wrong and exited tokens of n sequences, as shares."""
+    draw = np.random.default_rng(seed)
+    exited = draw.binomial(tokens, 0.6, n)
+    return (exited - draw.binomial(exited, agreement)) / tokens, exited / tokens
+
+
+def limits(sequence, wrong, exited):
+    return np.array([sequence.add(*one) for one in zip(wrong, exited, strict=True)])
+
+
+def test_the_upper_limit_falls_to_a_promise_just_when_its_own_test_raises_the_alarm():
+    wrong, exited = shares(150, 0.8)
+    found, test = limits(AgreementSequence(0.01, 0.8735), wrong, exited), SequentialTest(1 - 0.8735)
+    alone = [test.add((1 - 0.8735) + w - (1 - 0.8735) * e) >= 100 for w, e in zip(wrong, exited, strict=True)]
+    assert ((found[:, 1] <= 0.8735) == np.maximum.accumulate(alone)).all() and alone[-1] and not alone[0]
+
+
+def test_limits_close_in_on_the_agreement_and_never_open_again():
+    low, high = limits(AgreementSequence(0.05, 0.9), *shares(600, 0.8)).T
+    assert (np.diff(low) >= 0).all() and (np.diff(high) <= 0).all()
+    assert low[0] < 0.1 and high[0] == 1 and 0.7 < low[-1] <= 0.8 <= high[-1] < 0.9
+
+
+def test_a_limit_is_rarely_wrong_however_long_one_looks():
+    """Of 150 runs of 80 sequences, at most δ a side, but for chance (four standard errors)."""
+    outside = np.zeros(2)
+    for seed in range(150):
+        low, high = limits(AgreementSequence(0.1, 0.9), *shares(80, 0.8, seed))[-1]
+        outside += low > 0.8, high < 0.8
+    assert (outside / 150 <= 0.1 + 4 * np.sqrt(0.1 * 0.9 / 150)).all()
+
+
+def test_limits_of_the_agreement_of_all_tokens_and_of_one_that_changes():
+    wrong, _ = shares(300, 0.8, seed=3)
+    low, high = limits(AgreementSequence(0.05, 0.9), wrong, np.ones(300))[-1]
+    assert low <= 1 - wrong.mean() <= high
+    changing = AgreementSequence(0.05, 0.9)
+    limits(changing, *shares(300, 0.95))
+    low, high = limits(changing, *shares(300, 0.3))[-1]
+    assert low > high

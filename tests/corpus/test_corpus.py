@@ -95,7 +95,7 @@ def test_every_third_document_begins_with_a_prompt_made_up_like_those_given(llam
     config = eelib.CorpusConfig(**settings, invent=True, prompt_length=40)
     made = corpora.load_corpus(config, llama, letters(), tmp_path / "scratch")
     kept = [file for file in (tmp_path / "scratch").iterdir() if file.suffix == ".json"]
-    invented = json.loads(kept[0].read_text())
+    invented = json.loads(kept[0].read_text())["prompts"]
     assert len(set(invented)) == 20 and not {"question one", "question two"} & set(invented)
     words = [letters()(text, add_special_tokens=False).input_ids for text in invented]
     assert all(4 <= len(w) <= 40 for w in words)

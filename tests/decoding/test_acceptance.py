@@ -134,6 +134,32 @@ def test_confidence_samples_the_models_own_distribution(shallow):
     assert chi_square(counts, distribution(shallow, prompt, 4, top_k=3, temperature=1.5)) > UNLIKELY
 
 
+@pytest.mark.parametrize("draws", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_rows_sample_the_models_own_distribution_independently(draws):
+    """Each row by itself, and both together: the same prompt twice is two independent draws."""
+    model, prompt = tiny_model("llama", num_hidden_layers=2, initializer_range=0.1), prompts(1)[0]
+    heads, kwargs = random_heads(model, depths=(1,), scale=0.2), {"top_k": 3, "temperature": 1.3}
+    torch.manual_seed(0)
+    expected = distribution(model, prompt, 2, **kwargs)
+    rows: list[list[tuple]] = [[], []]
+    for _ in range(draws // 3):
+        out = eelib.generate(
+            model, [prompt[0].tolist()] * 6, heads=heads, policy=eelib.FixedExit(1, 2), do_sample=True,
+            max_new_tokens=2, eos_token_id=None, **kwargs,
+        )  # fmt: skip
+        for i in range(0, 6, 2):
+            for texts, row in zip(rows, out.rows[i : i + 2], strict=True):
+                texts.append(tuple(row.sequences[0, -2:].tolist()))
+
+    for texts in rows:
+        assert chi_square(Counter(texts), expected) > UNLIKELY
+    pairs = Counter((a[0], b[0]) for a, b in zip(*rows, strict=True))
+    first = Counter()
+    for (token, _), p in expected.items():
+        first[token] += p
+    assert chi_square(pairs, {(a, b): p * q for a, p in first.items() for b, q in first.items()}) > UNLIKELY
+
+
 def test_hand_written_verdicts():
     """A draft is kept with probability min(1, p/q); what stands then follows p exactly."""
     p, q = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.1, 0.6, 0.1, 0.2])

@@ -1,12 +1,14 @@
 import numpy as np
+import pandas as pd
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tiny import drawn, prompts, tiny_model
 
 import eelib
 from eelib.calibration.cascade import HeadScores
 from eelib.calibration.p_values import SequentialTest
 from eelib.calibration.thresholds import achieved
-from eelib.decoding.monitor import ExitMonitor, compare_monitors
+from eelib.decoding.monitor import ExitMonitor, agreement_so_far, compare_monitors, openmetrics, read_export
 from eelib.errors import CorpusError, InvalidInputError
 
 
@@ -112,3 +114,110 @@ def test_audits_are_drawn_at_the_share_asked_for():
     for wrong in ({"false_alarm": 0.0}, {"false_alarm": 1.0}, {"audit_share": -0.1}, {"audit_share": 1.5}):
         with pytest.raises(InvalidInputError):
             ExitMonitor(calibration(), **wrong)
+
+
+def observed(decoded, n=4, **options):
+    monitor = ExitMonitor(calibration(**options))
+    for output in decoded[2][:n]:
+        monitor.observe(output)
+    return monitor
+
+
+def test_drafts_and_settled_tokens_are_those_of_the_engine(decoded):
+    table = observed(decoded).table
+    for row, output in zip(table.itertuples(), decoded[2], strict=True):
+        assert (row.drafted, row.accepted) == (output.stats.drafted, output.stats.accepted)
+        assert row.settled_2 + row.settled_4 == output.stats.accepted
+        assert row.settled_2 + row.settled_4 + row.settled_full == row.tokens == output.stats.emitted
+    audited = ExitMonitor(calibration())
+    audited.audit(drawn(5))
+    assert (audited.table.settled_2 + audited.table.settled_4 == audited.table.exited).all()
+    assert (audited.table.settled_full == audited.table.tokens - audited.table.exited).all()
+
+
+def test_the_alarm_is_raised_when_the_upper_limit_falls_to_the_promise():
+    monitor = ExitMonitor(calibration(0.8))
+    monitor.audit(drawn(120, seed=6, skill=0.0))
+    table = monitor.to_frame()
+    reached = (table.evidence >= 100).cummax()
+    assert ((table.agreement_high <= 0.8) == reached).all() and reached.iloc[-1] and not reached[0]
+    assert table.agreement_low.iloc[-1] < agreement_so_far(table).iloc[-1] < table.agreement_high.iloc[-1]
+
+
+def test_exports_are_read_back_and_compared_like_monitors(decoded, tmp_path):
+    first, second = observed(decoded, 2), observed(decoded)
+    first.to_frame().to_csv(tmp_path / "first.csv", index=False)
+    second.to_frame().to_parquet(tmp_path / "second.parquet")
+    files = tmp_path / "first.csv", str(tmp_path / "second.parquet")
+    pd.testing.assert_frame_equal(compare_monitors(*files), compare_monitors(first, second))
+    mixed = pd.concat([first.to_frame(), observed(decoded, 1, epsilon=0.9).to_frame()])
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    for wrong, words in (
+        (tmp_path / "absent.csv", "cannot be read"), (tmp_path / "damaged.parquet", "cannot be read"),
+        ("a.txt", r"\.csv"), (first.table, "epsilon"), (mixed, "one monitor"), (3, "ExitMonitor"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInputError, match=words):
+            read_export(wrong)
+
+
+def test_followers_are_told_of_every_record_until_they_end(decoded):
+    monitor, told = ExitMonitor(calibration()), []
+    end = monitor.follow(lambda: told.append(len(monitor.table)))
+    monitor.observe(decoded[2][0])
+    monitor.audit(drawn(3))
+    end()
+    end()
+    monitor.observe(decoded[2][1])
+    assert told == [1, 4]
+
+
+def families(text):
+    """As a strict reader has them: the value of each sample by its name and labels."""
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    values = {
+        (sample.name, frozenset(sample.labels.items())): sample.value for f in found.values() for sample in f.samples
+    }
+    return found, lambda name, **labels: values[name, frozenset(labels.items())]
+
+
+def test_openmetrics_says_what_the_table_says(decoded):
+    monitor = observed(decoded)
+    monitor.audit(drawn(30))
+    found, value = families(openmetrics(monitor))
+    table = monitor.to_frame()
+    verified = table[table.population == "verified"]
+    of = {"population": "verified"}
+    assert value("eelib_sequences_total", **of) == 4
+    assert value("eelib_tokens_total", **of) == verified.tokens.sum()
+    assert value("eelib_accepted_tokens_total", **of) == verified.accepted.sum() > 0
+    assert value("eelib_settled_tokens_total", **of, depth="full") == verified.settled_full.sum()
+    assert value("eelib_decoding_seconds_total", **of) == pytest.approx(verified.seconds.sum())
+    assert value("eelib_token_seconds_count", **of) == value("eelib_token_seconds_bucket", **of, le="+Inf") == 4
+    assert value("eelib_evidence", population="audited") == table.evidence.iloc[-1]
+    assert value("eelib_agreement_ratio", population="audited") == agreement_so_far(table[4:]).iloc[-1]
+    assert ("eelib_decoding_seconds_total", frozenset({("population", "audited")})) not in found
+    assert found["eelib_calibration"].type == "info" and found["eelib_token_seconds"].unit == "seconds"
+
+
+def test_openmetrics_of_several_monitors_with_labels_of_any_text(decoded):
+    strange = 'a "quoted" \\ back\nslash, é }'
+    empty = ExitMonitor(calibration())
+    found, value = families(openmetrics({strange: observed(decoded), "new": empty}, {"model": strange}))
+    assert value("eelib_sequences_total", population="verified", monitor=strange, model=strange) == 4
+    assert value("eelib_alarm", monitor="new", model=strange) == 0
+    assert len(found["eelib_sequences"].samples) == 1
+    for labels in ({"population": "x"}, {"1st": "x"}, {"__own": "x"}, {"a-b": "x"}):
+        with pytest.raises(InvalidInputError, match="labels"):
+            openmetrics(empty, labels)
+    with pytest.raises(InvalidInputError, match="ExitMonitor"):
+        openmetrics(None)
+
+
+def test_openmetrics_without_verification_tells_no_agreement(decoded):
+    model, heads, _ = decoded
+    policy = eelib.Confidence("margin", (0.05, 0.05))
+    monitor = ExitMonitor(calibration())
+    monitor.observe(eelib.generate(model, prompts(1)[0], policy=policy, heads=heads, verify=False, max_new_tokens=9))
+    text = openmetrics(monitor)
+    found, _ = families(text)
+    assert found["eelib_exited_tokens"].samples and not found["eelib_agreed_tokens"].samples and "NaN" not in text

@@ -170,3 +170,30 @@ def test_a_text_that_ends_sooner_is_the_same_so_far():
     runs = timed({"plain": 1.0, "DSSD": 1.0}, {"plain": [1, 2, 3], "DSSD": [1, 2]})
     said = comparison.speed_in_words(runs, ["DSSD"])
     assert said.startswith("DSSD wrote 2 tokens as fast as plain decoding, the first 2 of them the same: 0.5 tokens")
+
+
+def test_batches_side_by_side(llama):
+    """Of rows of different lengths: plain decoding's tokens from transformers too, and exits that one rule loses."""
+    asked = [prompt[:, :n] for prompt, n in zip(prompts(3), (3, 7, 5), strict=True)]
+    length = {"max_new_tokens": 10, "eos_token_id": None, "do_sample": False}
+    sure = eelib.Confidence("max_prob", (0.25, 0.25, 0.25), back_off=False)
+
+    def rows(gather, policy, **options):
+        options |= {"policy": policy, "gather": gather, "heads": random_heads(llama)}
+        return lambda given: eelib.generate(llama, given, **options, **length)
+
+    decoders = {
+        ("plain", ""): rows("each", eelib.Never()),
+        ("transformers", ""): comparison.left_padded(llama, **length),
+    }
+    decoders |= {("DSSD", "each"): rows("each", sure)}
+    decoders |= {("early exit", gather): rows(gather, sure, verify=False) for gather in ("each", "all")}
+    runs = comparison.compare_batches(decoders, asked, (1, 3), repeats=2)
+    assert len(runs) == 2 * 5 * 2 and (runs.emitted == 10 * runs.rows).all()
+    assert runs[~runs.kind.eq("early exit")].equal.eq(1).all() and runs[runs.kind == "plain"].speed_ratio.eq(1).all()
+    table = comparison.summarise_batches(runs).set_index(["rows", "kind", "gather"])
+    assert table.exits_lost[3, "early exit", "all"] > 0 == table.exits_lost[3, "early exit", "each"]
+    assert table.exits[3, "early exit", "all"] == table.exits[3, "early exit", "each"] > 0
+    assert table.block_calls[3, "plain", ""] == table.block_calls[1, "plain", ""] == 10 * 6
+    with pytest.raises(InvalidInputError, match="3 prompts for batches of"):
+        comparison.compare_batches(decoders, asked, (4,))

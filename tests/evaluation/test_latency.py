@@ -3,12 +3,14 @@
 import time
 from collections import Counter
 
+import numpy as np
+import pandas as pd
 import pytest
 from tiny import N_BLOCKS, after, own_text, prompts, random_heads, tiny_model
 
 import eelib
 from eelib.errors import InvalidInputError
-from eelib.evaluation.latency import POSITIONS, Timings, _Run, _steady, time_pieces
+from eelib.evaluation.latency import POSITIONS, Timings, _Run, _steady, predict_batches, time_pieces
 from eelib.evaluation.replay import Work, replay_policy
 
 TIMED = Timings(
@@ -125,3 +127,25 @@ def test_disturbed_runs_are_left_out_where_there_are_steadier_ones():
     runs = [_Run(0, 1.0, 1.05, [], None), _Run(0, 1.0, 2.0, [], None), _Run(1, 1.0, 3.0, [], None)]
     runs.append(_Run(1, 1.0, 1.5, [], None))
     assert _steady(runs) == [runs[0], runs[3]] and runs[1].around == 1.5 and runs[1].drift == pytest.approx(2 / 3)
+
+
+def test_batches_are_predicted_from_their_counts():
+    """Prices known from small batches tell the seconds of larger ones, where nothing else takes time."""
+    counts = {"block_calls": 30, "block_positions": 0.5, "head_calls": 10, "head_positions": 0.2, "tokens": 1}
+    random, rows = np.random.default_rng(0), []
+    for size in (1, 2, 4, 8):
+        for kind in ("plain", "early exit", "DSSD"):
+            row = {name: random.integers(1, 40) * size for name in counts} | {
+                "rows": size,
+                "kind": kind,
+                "gather": "each",
+            }
+            rows.append(
+                row | {"emitted": 40 * size, "seconds": sum(price * row[name] for name, price in counts.items())}
+            )
+    rows.append({"rows": 8, "kind": "transformers", "gather": "", "emitted": 320, "seconds": 9.0})  # it does not count
+    table = predict_batches(pd.DataFrame(rows), (1, 2, 4))
+    assert len(table) == 12 and table.fitted.sum() == 9
+    np.testing.assert_allclose(table.predicted, table.measured, rtol=1e-6)
+    with pytest.raises(InvalidInputError, match="expected sizes among"):
+        predict_batches(pd.DataFrame(rows), (16,))

@@ -72,7 +72,7 @@ def test_saved_and_loaded(model, tmp_path, kind):
     described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert {"backbone", "revision", "fingerprint", "heads", "training", "eelib_version"} <= set(described)
     assert "Early-exit heads" in (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md", "provenance"}
 
 
 def test_heads_of_another_backbone_are_refused_unless_forced(tmp_path):

@@ -27,3 +27,16 @@ def test_claims_stand_beside_what_was_measured():
     speed, change = plotting.popular_claims(claims, with_intervals(rows, "value_less_full"), [1.5, 3]).axes
     assert "claimed: 1.5 and 3" in {line.get_label() for line in speed.lines}
     assert {text.get_text() for text in change.get_legend().get_texts()} == {"a", "b"}
+
+
+def test_batches_are_lines_by_kind_and_rule():
+    table = pd.DataFrame({
+        "rows": [1, 8] * 3, "kind": ["plain"] * 2 + ["early exit"] * 4,
+        "gather": ["", "", "all", "all", "wait", "wait"],
+        "tokens_per_second": [20, 90, 22, 80, 22, 110], "speed_ratio": [1, 1, 1.1, 0.9, 1.1, 1.2],
+        "exits_lost": [0, 0, 0, 0.4, 0, 0],
+    })  # fmt: skip
+    speed, ratio, lost = plotting.speed_in_batches(with_intervals(table, "speed_ratio")).axes
+    assert [line.get_label() for line in speed.lines] == ["plain", "early exit, all", "early exit, wait"]
+    assert [line.get_ydata().tolist() for line in lost.lines] == [[0, 40], [0, 0]]
+    assert ratio.lines[-1].get_ydata()[0] == 1

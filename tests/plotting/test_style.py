@@ -16,7 +16,10 @@ def test_four_files_at_final_size_with_fonts_embedded(tmp_path):
     table = pd.DataFrame({"x": [1, 2], "y": [0.5, 0.6], "y_low": [0.4, 0.5], "y_high": [0.6, 0.7]})
     plotting.band(axes, table, "x", "y", marker="o")
     plotting.save_figure(figure, tmp_path, "01_name", table, "**Up.** From 0.5 to 0.6.")
-    assert {p.name for p in tmp_path.iterdir()} == {f"01_name.{kind}" for kind in ("pdf", "png", "csv", "md")}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "provenance",
+        *(f"01_name.{kind}" for kind in ("pdf", "png", "csv", "md")),
+    }
     said, provenance = read_note(tmp_path / "01_name.md")
     assert said == "**Up.** From 0.5 to 0.6." and str(machine()["processor"]) in provenance
     assert pd.read_csv(tmp_path / "01_name.csv").equals(table)
@@ -47,10 +50,10 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
 
 def test_provenance_names_a_commit_only_where_there_is_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(timing, "_commit", timing._commit.__wrapped__)  # asked once a process otherwise
+    monkeypatch.setattr(timing, "commit", timing.commit.__wrapped__)  # asked once a process otherwise
     monkeypatch.chdir(tmp_path)
     assert "commit" not in timing.provenance() and re.match(r"\d{4}-\d\d-\d\d · .+, \d+ threads?$", timing.provenance())
     monkeypatch.setenv("PATH", "")
     assert "commit" not in timing.provenance()
-    monkeypatch.setattr(timing, "_commit", lambda: "abc1234")
+    monkeypatch.setattr(timing, "commit", lambda: "abc1234")
     assert timing.provenance().endswith(" · commit abc1234")

@@ -175,6 +175,22 @@ def test_held_out_agreement_and_looked_up_tokens_are_said_where_they_are_there()
     assert "none of the tokens**" in reporting.settled_shares(shares.assign(share_of_tokens=[0, 0, 1.0])[1:])
 
 
+def test_batches():
+    rows = [("plain", "", 1.0, 0), ("transformers", "", 0.7, np.nan), ("early exit", "all", 0.9, 0.4)]
+    rows += [("early exit", "wait", 1.2, 0), ("DSSD", "wait", 0.8, 0)]
+    plotted = pd.DataFrame(rows, columns=["kind", "gather", "speed_ratio", "exits_lost"]).assign(
+        rows=8, tokens_per_second=9.0, speed_ratio_low=np.nan, speed_ratio_high=np.nan
+    )
+    said = reporting.speed_in_batches(plotted)
+    assert said.startswith(
+        "**At 8 rows, beside plain decoding, early exit (wait) is 1.20 times as fast, DSSD (wait) is slower"
+    )
+    assert "transformers is at 0.70.**" in said and said.endswith(
+        'With "all", 40% of its exits are lost to other rows.'
+    )
+    assert reporting.speed_in_batches(plotted.assign(speed_ratio=np.nan)) == wording.NOTHING
+
+
 @pytest.mark.parametrize("name", sorted(gallery.SENTENCES))
 def test_a_table_of_something_else(name):
     with pytest.raises(InvalidInputError, match="has no column"):

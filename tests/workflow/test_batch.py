@@ -12,14 +12,18 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from tiny import PROJECT
 
 from eelib.errors import BatchError, InvalidInputError
 from workflow import batch
 
-NOTEBOOKS = ("00_quickstart", "01_train_heads", "02_confidence", "03_calibration", "04_speed_accuracy", "05_acceptance")
-FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_baselines", "10_popular_claims")
+NOTEBOOKS = (
+    "00_quickstart", "01_train_heads", "02_confidence", "03_calibration", "04_speed_accuracy", "05_acceptance",
+    "12_explorer",
+)  # fmt: skip
+FULL = ("06_heads", "07_robustness", "08_layerskip_training", "09_baselines", "10_popular_claims", "13_batches")
 TRAINING = [  # what the Snakefile expects of 01
     "data/corpora/tiny/corpus.json",
     *(f"data/corpora/tiny/{split}.parquet" for split in ("train", "calibration", "test")),
@@ -159,7 +163,7 @@ def test_killed_run_leaves_no_orphan_and_the_next_carries_on(project, group):
         wait_for(lambda: "sleeping" in (project / "log").read_text())
         workers = psutil.Process(driver.pid).children(recursive=True)
         status, said = run(project, ONE)
-        assert status == 1 and "Another batch works in" in said
+        assert status == 1 and "Another batch runs in" in said
     finally:
         (os.killpg if group else os.kill)(driver.pid, signal.SIGKILL)
         driver.wait()
@@ -220,3 +224,12 @@ def test_configs_that_cannot_be_meant(tmp_path):
     ]:  # fmt: skip
         done = planned(tmp_path, TWO | changes, *options)
         assert done.returncode != 0 and message in done.stdout + done.stderr
+
+
+def test_a_target_that_another_run_is_making(tmp_path, monkeypatch):
+    """Is refused in words, though a timeout is an OSError as a full disk is."""
+    source, target = write(tmp_path / "a.ipynb", ""), tmp_path / "runs" / "a.ipynb"
+    target.parent.mkdir()
+    monkeypatch.setattr(batch, "PATIENCE", 0.1)
+    with FileLock(target.with_suffix(".lock")), pytest.raises(BatchError, match="Another run is making"):
+        batch.run_notebook(source, target, {})

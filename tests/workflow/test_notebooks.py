@@ -51,6 +51,8 @@ SMALL = {
     "10_popular_claims": {
         "decoded_prompts": 1, "repeats": 1, "thresholds": [0.8], "cases": 3, "sled_exits": 2, "max_new_tokens": 8,
     },
+    "12_explorer": {"max_new_tokens": 12},
+    "13_batches": {"sizes": [1, 2], "repeats": 1, "max_new_tokens": 6, "rules": ["each", "all"]},
     "05_acceptance_full": {"held_out_prompts": 2, "curve_epsilons": [0.8], "curve_draft_lengths": [1]},
 }  # fmt: skip
 
@@ -101,12 +103,12 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
 
 
 def check(workspace: eelib.Workspace) -> None:
-    pages = {"README.md", "report.html", "report.pdf", "report.bib", "tables"}
+    pages = {"README.md", "report.html", "report.pdf", "report.bib", "tables", "provenance"}
     figures = {p.name for p in workspace.figures.iterdir()}
     assert pages <= figures
     figures -= pages
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "md")} and len(names) == 29
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "md")} and len(names) == 30
     gallery = (workspace.figures / "README.md").read_text(encoding="utf-8")
     for name in names:
         said, provenance = read_note(workspace.figures / f"{name}.md")

@@ -10,7 +10,8 @@ FENCE = re.compile(r"(^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)$)", re.MULTILINE | r
 
 LANGUAGES = {
     ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".cff": "yaml", ".toml": "toml", ".sh": "bash", ".md": "markdown",
-    ".bib": "bibtex", ".tex": "latex", ".txt": "text", "Makefile": "make", "LICENSE": "text", "Snakefile": "python",
+    ".bib": "bibtex", ".tex": "latex", ".txt": "text",
+    ".mjs": "javascript", "Makefile": "make", "LICENSE": "text", "Snakefile": "python",
 }  # fmt: skip
 """Text files that a page may link to, by suffix or name, and how each is coloured."""
 

@@ -1,12 +1,13 @@
 """Artefact layout: where corpora, heads, traces, results and figures are stored."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from eelib.errors import InvalidInputError
+
+_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def home() -> Path:
@@ -24,8 +25,11 @@ class Workspace:
     """Folders of one model's artefacts; nothing is created until something is saved.
 
     Attributes:
-        model: short name of the model, used as folder name ("smollm2-135m").
+        model: short name of the model, used as folder name ("smollm2-135m"): one name, no path.
         root: folder that holds data/ and figures/; None for `home()`. `~` and `$VARIABLES` are expanded.
+
+    Raises:
+        InvalidInputError: the name of the model would lead out of the workspace, or is no name of a folder.
 
     Example:
         >>> Workspace("smollm2-135m", "/project").heads.as_posix()
@@ -36,6 +40,11 @@ class Workspace:
     root: str | Path | None = None
 
     def __post_init__(self):
+        if not isinstance(self.model, str) or self.model in ("", ".", "..") or _NO_NAME.search(self.model):
+            raise InvalidInputError(
+                f"model={self.model!r}: expected the name of a folder, such as smollm2-135m, without slashes, line "
+                "ends or control characters. For another place, pass `root`."
+            )
         object.__setattr__(self, "root", home() if self.root is None else expanded(self.root))
 
     def _data(self, kind: str) -> Path:
@@ -74,40 +83,3 @@ class Workspace:
     @property
     def figures(self) -> Path:
         return self.root / "figures" / self.model
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Temporary path, renamed to `path` on success and deleted on failure.
-
-    A killed or failed run thus leaves no partial file under the final name, and an earlier result survives.
-    """
-    path = expanded(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_note(path: str | Path, sentence: str, provenance: str) -> None:
-    """Writes what a result shows and where it comes from, in Markdown."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"{sentence}\n\n<sub>{provenance}</sub>\n", encoding="utf-8")
-
-
-def read_note(path: str | Path) -> tuple[str, str]:
-    """Sentence and provenance of a note that `write_note` wrote.
-
-    Raises:
-        InvalidInputError: the file is missing or no such note.
-    """
-    try:
-        sentence, _, last = Path(path).read_text(encoding="utf-8").strip().rpartition("\n\n")
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read: {error}") from error
-    if not (sentence and last.startswith("<sub>") and last.endswith("</sub>")):
-        raise InvalidInputError(f"{path} is no note: expected a sentence, and a last paragraph in <sub></sub>.")
-    return sentence, last.removeprefix("<sub>").removesuffix("</sub>")

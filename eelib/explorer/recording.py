@@ -1,0 +1,371 @@
+"""Recording: a decoded text, its rounds and its traces."""
+
+import base64
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eelib.confidence.metrics import METRICS, axis_label
+from eelib.decoding.output import DecodingOutput
+from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Policy
+from eelib.errors import HeadsError, InvalidInputError
+from eelib.evaluation.latency import POSITIONS, Timings
+from eelib.evaluation.weight_reads import WeightReads
+from eelib.explorer.ladder import ThresholdLadder
+from eelib.explorer.text_traces import TextTraces
+
+KINDS = {Never: "never", FixedExit: "fixed", Confidence: "confidence", Lookup: "lookup"}
+"""Policies that the sliders can say, with their names there."""
+_OWN_TEXT = 0.95  # share of tokens that must be the full model's best: all but near-ties
+_FINITE = float(np.finfo(float).max)  # JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a decoding; without verification, one token.
+
+    Attributes:
+        drafts: token, depth, score (None where none decided), and whether it was accepted.
+        declined: whether heads were asked once more, in vain.
+        unfed: whether the last draft was not fed to the model, since nothing could follow it.
+    """
+
+    drafts: tuple[tuple[int, int, float | None, bool], ...]
+    declined: bool = False
+    unfed: bool = False
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run to be explored.
+
+    Attributes:
+        output: of `generate`.
+        traces: of the same text, from `trace_text`.
+        policy: that made the output; None if unknown.
+        ladder: thresholds for every ε; None leaves out the slider of ε.
+        timings: of the pieces on this machine; None counts weights read instead of seconds.
+        name: of the run, where there are two.
+        rounds: as decoded.
+
+    Raises:
+        InvalidInputError: an output without new tokens, traces of another text, a policy that did not make the output
+            or whose metric was not traced.
+        HeadsError: heads, thresholds or timings of other depths.
+    """
+
+    output: DecodingOutput
+    traces: TextTraces
+    policy: Policy | None = None
+    ladder: ThresholdLadder | None = None
+    timings: Timings | None = None
+    name: str = ""
+    rounds: tuple[Round, ...] = field(init=False)
+
+    def __post_init__(self):
+        self._check_text()
+        self._check_depths()
+        metric = getattr(self.policy, "metric", None)
+        if metric is not None and metric not in self.traces.scores:
+            raise InvalidInputError(
+                f"The policy's metric {metric!r} is not in the traces, which have {', '.join(self.traces.scores)}: "
+                "register it (`register_metric`) before tracing the text."
+            )
+        object.__setattr__(self, "rounds", rounds_of(self.output, self.traces, self.policy))
+
+    @property
+    def verified(self) -> bool:
+        """Whether the full model verified the drafts.
+
+        Otherwise what a head said stands (early exit).
+        """
+        return self.output.stats.rounds > 0 or self.output.stats.emitted == 1
+
+    @property
+    def exit_depths(self) -> tuple[int, ...]:
+        """Depths at which the policy may ask a head."""
+        depths = self.traces.depths if self.policy is None else self.policy.exit_depths(self.traces.depths)
+        return tuple(depth for depth in depths if depth != self.traces.n_blocks)
+
+    @property
+    def why_no_what_if(self) -> str:
+        """Why the sliders are off, in words; empty where they work."""
+        own = float((self.traces.teacher == self.traces.tokens[self.traces.prompt_length :]).mean())
+        if not self.verified:
+            return (
+                "This run is early exit without verification: what a head said stands, so other settings would give "
+                "another text."
+            )
+        if own < _OWN_TEXT:
+            return (
+                f"Only {own:.0%} of this text is what the full model says first (it was sampled, or changed by "
+                "processors): other settings are replayed on greedy text only."
+            )
+        return ""
+
+    @property
+    def settings(self) -> dict:
+        """Where the sliders begin: at the policy.
+
+        For one that they cannot say, at half of the tokens.
+        """
+        traces = self.traces
+        metric = next((m for m in METRICS if m in traces.scores), next(iter(traces.scores)))
+        middle = [float(np.median(traces.scores[metric][0, :, i])) for i in range(len(traces.depths))]
+        settings = {
+            "kind": "confidence", "metric": metric, "method": None, "epsilon": None, "deepest": None,
+            "thresholds": middle, "max_draft": 4, "back_off": False, "depth": traces.depths[0], "draft_length": 4,
+            "lookup": None,
+        }  # fmt: skip
+        if self.policy is not None and type(self.policy) in KINDS:
+            settings["kind"] = KINDS[type(self.policy)]
+            shared = set(settings) & set(asdict(self.policy))
+            settings |= {name: asdict(self.policy)[name] for name in shared - {"lookup"}}
+            lookup = self.policy if isinstance(self.policy, Lookup) else getattr(self.policy, "lookup", None)
+            settings["lookup"] = None if lookup is None else asdict(lookup) | {"sizes": list(lookup.sizes)}
+            if isinstance(self.policy, Lookup):
+                settings["max_draft"] = 4
+        settings["thresholds"] = [_finite(threshold) for threshold in settings["thresholds"]]
+        return settings | self._step(settings)
+
+    def policy_of(self, settings: Mapping) -> Policy:
+        """The policy that settings of the sliders say, for `generate`."""
+        kind, lookup = settings["kind"], settings["lookup"]
+        found = None if lookup is None else Lookup(lookup["max_draft"], lookup["record"], tuple(lookup["sizes"]))
+        if kind == "never":
+            return Never()
+        if kind == "fixed":
+            return FixedExit(settings["depth"], settings["draft_length"])
+        if kind == "lookup":
+            return found or Lookup()
+        deepest = math.inf if settings["deepest"] is None else settings["deepest"]
+        asked = zip(self.traces.depths, settings["thresholds"], strict=True)
+        thresholds = tuple(threshold if depth <= deepest else None for depth, threshold in asked)
+        return Confidence(
+            settings["metric"], thresholds, settings["max_draft"], self.traces.depths, settings["back_off"],
+            self.traces.heads_fingerprint, found,
+        )  # fmt: skip
+
+    def to_json(self) -> dict:
+        """All that the browser needs; arrays in base64, little-endian."""
+        traces, stats = self.traces, self.output.stats
+        layers = range(len(traces.drafted))
+        drafts = [
+            {
+                "tokens": _base64(traces.drafted[i], "<i4"),
+                "scores": {metric: _base64(scores[i], "<f4") for metric, scores in traces.scores.items()},
+            }
+            for i in layers
+        ]
+        return {
+            "name": self.name, "model": traces.model, "n_blocks": traces.n_blocks, "depths": list(traces.depths),
+            "exit_depths": list(self.exit_depths), "prompt_length": traces.prompt_length,
+            "metrics": list(traces.scores), "labels": {metric: axis_label(metric) for metric in traces.scores},
+            "pieces": list(traces.pieces), "tokens": _base64(traces.tokens, "<i4"),
+            "teacher": _base64(traces.teacher, "<i4"), "drafts": drafts, "kl": _base64(traces.kl, "<f4"),
+            "best": {
+                "offsets": _base64(traces.offsets, "<i4"), "ids": _base64(traces.best, "<i4"),
+                "probabilities": _base64(traces.probabilities, "<f4"),
+            },
+            "vocabulary": {str(token): text for token, text in traces.vocabulary.items()},
+            "rounds": [asdict(one) for one in self.rounds], "verified": self.verified,
+            "policy": "a policy that was not named" if self.policy is None else _words(self.policy),
+            "replayed": self.policy is None or type(self.policy) in KINDS, "what_if": self.why_no_what_if,
+            "settings": self.settings, "ladder": None if self.ladder is None else self.ladder.to_json(),
+            "prices": prices_of(self.timings or self.traces.reads),
+            "stats": {"block_positions": list(stats.block_positions), "seconds": stats.seconds},
+        }  # fmt: skip
+
+    def _step(self, settings: Mapping) -> dict:
+        """Step of the ladder whose thresholds these are, if any."""
+        if self.ladder is None:
+            return {}
+        for method, metrics in self.ladder.thresholds.items():
+            for epsilon, found in zip(self.ladder.epsilons, metrics.get(settings["metric"], ()), strict=False):
+                pairs = list(zip(found, settings["thresholds"], strict=True))
+                asked = [i for i, (of, own) in enumerate(pairs) if own is not None]
+                if asked and all(of == own for of, own in pairs[: asked[-1] + 1]):
+                    depths = self.traces.depths
+                    deepest = None if asked[-1] == len(depths) - 1 else depths[asked[-1]]
+                    return {"method": method, "epsilon": epsilon, "thresholds": list(found), "deepest": deepest}
+        return {"method": next(iter(self.ladder.thresholds))}
+
+    def _check_text(self) -> None:
+        if not isinstance(self.output, DecodingOutput) or not isinstance(self.traces, TextTraces):
+            raise InvalidInputError(
+                f"output of type {type(self.output).__name__}, traces of type {type(self.traces).__name__}: expected "
+                "what `generate` returned, and its `trace_text`."
+            )
+        if not self.output.stats.emitted:
+            raise InvalidInputError("The output has no new token: expected at least one to look at.")
+        text, n = self.output.sequences[0].cpu().numpy(), self.output.stats.emitted
+        if not np.array_equal(text, self.traces.tokens) or self.traces.prompt_length != len(text) - n:
+            raise InvalidInputError(
+                f"The traces are of another text: {len(self.traces.tokens)} tokens, {self.traces.prompt_length} of "
+                f"them the prompt's, and the output has {len(text)}, {len(text) - n} the prompt's. Call `trace_text` "
+                "on this output."
+            )
+
+    def _check_depths(self) -> None:
+        depths = self.traces.depths
+        unknown = sorted({int(depth) for depth in self.output.trace.depth} - {0, *self.traces.exits})
+        if unknown:
+            raise HeadsError(
+                f"The output has tokens of depth {unknown}, and the traces are of heads at {list(depths)}: trace the "
+                "text with the heads that decoded it."
+            )
+        if self.policy is not None:
+            self.policy.exit_depths(depths)  # raises where its thresholds are of others
+        if self.ladder is not None and self.ladder.depths != depths:
+            raise HeadsError(
+                f"The ladder of thresholds is for heads at {list(self.ladder.depths)}, and the traces are of heads at "
+                f"{list(depths)}: make it from calibration traces of these heads."
+            )
+        both = self.ladder and self.ladder.heads_fingerprint, self.traces.heads_fingerprint
+        if all(both) and both[0] != both[1]:
+            raise HeadsError(
+                "The ladder of thresholds was calibrated for other heads of the same depths: make it from calibration "
+                "traces of these heads."
+            )
+        if self.timings is not None:
+            timed = {key[1] for key in self.timings.pieces if key[0] == "head"}
+            if not set(depths) <= timed:
+                raise HeadsError(
+                    f"The timings are of heads at {sorted(timed)}, and the traces of heads at {list(depths)}: call "
+                    "`time_pieces` with these heads."
+                )
+
+
+def prices_of(prices: Timings | WeightReads) -> dict:
+    """Prices of the pieces of decoding, for the browser."""
+    if isinstance(prices, WeightReads):
+        heads = {str(depth): share for depth, share in prices.heads.items()}
+        return {"unit": "passes", "block": prices.block, "unembedding": prices.unembedding, "heads": heads}
+    pieces = [[list(key), seconds] for key, seconds in prices.pieces.items()]
+    per = {"per_round": prices.per_round, "per_token": prices.per_token}
+    return {"unit": "seconds", "pieces": pieces, "positions": list(POSITIONS), **per}
+
+
+def rounds_of(output: DecodingOutput, traces: TextTraces, policy: Policy | None) -> tuple[Round, ...]:
+    """Rounds as decoded, with what the trace leaves unsaid.
+
+    That is heads asked in vain, and drafts that were not fed.
+
+    Raises:
+        InvalidInputError: a round with more drafts than the policy allows.
+    """
+    trace = output.trace
+    if not output.stats.rounds:
+        own = [[] if row.depth == traces.n_blocks else [_draft(row, True)] for row in trace.iloc[1:].itertuples()]
+        return tuple(Round(tuple(drafts), declined=not drafts) for drafts in own)
+    found = []
+    for _, rows in trace[trace["round"] > 0].groupby("round", sort=True):
+        drafts = tuple(_draft(row, bool(row.accepted)) for row in rows[rows.drafted].itertuples())
+        found.append([drafts, int(rows[rows.drafted].position.max()) if drafts else -1])
+    unfed = _unfed(found, output, traces)
+    limits = _limits(found, traces, policy)
+    rounds = []
+    for number, (drafts, _) in enumerate(found):
+        looked_up = bool(drafts) and drafts[0][1] == 0
+        more = limits[number] is not None and len(drafts) < limits[number] and not looked_up
+        rounds.append(Round(drafts, declined=more and number not in unfed, unfed=number in unfed))
+    return tuple(rounds)
+
+
+def _draft(row, accepted: bool) -> tuple[int, int, float | None, bool]:
+    return int(row.token_id), int(row.depth), _finite(row.score), accepted
+
+
+def _unfed(rounds: list, output: DecodingOutput, traces: TextTraces) -> set[int]:
+    """Rounds whose last draft was not fed.
+
+    Behind a draft that ends the text nothing can follow. Block 0 saw every token that was fed.
+    """
+    stats, last = output.stats, len(traces.tokens) - 1
+    fed = stats.block_positions[0] - traces.prompt_length - (stats.emitted - 1)
+    missing = stats.drafted - stats.accepted - fed
+    ended = [n for n, (drafts, end) in enumerate(rounds) if drafts and end == last and drafts[-1][3]]
+    wrong = [n for n, (drafts, _) in enumerate(rounds) if drafts and not drafts[-1][3] and drafts[-1][1]]
+    sure = [n for n in wrong if rounds[n][0][-1][0] in traces.ends or rounds[n][1] >= last]
+    return {*ended, *sure[-missing:]} if missing > 0 else {*ended}
+
+
+def _limits(rounds: list, traces: TextTraces, policy: Policy | None) -> list[int | None]:
+    """Drafts that the policy allowed in each round.
+
+    None for a policy whose state cannot be followed.
+    """
+    if policy is None or type(policy) not in KINDS:
+        return [None] * len(rounds)
+    text, done, limits = torch.as_tensor(traces.tokens)[None], 1, []
+    state = policy.start(text[:, : traces.prompt_length], traces.depths)
+    for drafts, _ in rounds:
+        limit = policy.draft_limit(state)
+        looked_up = policy.look_up(state, text[:, : traces.prompt_length + done])
+        if len(drafts) > max(limit, len(looked_up)):
+            raise InvalidInputError(
+                f"A round of the output has {len(drafts)} drafts, where {policy} allows {max(limit, len(looked_up))}: "
+                "pass the policy that made it, or None."
+            )
+        accepted = sum(accepted for *_, accepted in drafts)
+        policy.observe(state, len(drafts), accepted)
+        limits.append(limit)
+        done += accepted + 1
+    return limits
+
+
+def selection_table(recording: Recording, chosen: list[int]) -> pd.DataFrame:
+    """One row per chosen new token and exit.
+
+    Columns: token (its number), position, token_id, text; depth of the exit; head_token and head_text (-1 where it
+    declines), probability of the token itself (NaN where it is not among the best), agrees, kl, one column per metric.
+    """
+    traces, rows = recording.traces, []
+    for token in chosen:
+        position = traces.prompt_length + token
+        own = int(traces.tokens[position])
+        best = traces.best[traces.offsets[token] : traces.offsets[token + 1]].tolist()
+        for exit_, depth in enumerate(traces.exits):
+            said = int(traces.drafted[0, token, exit_])
+            place = traces.offsets[token] + best.index(own) if own in best else None
+            rows.append({
+                "token": token, "position": position, "token_id": own, "text": traces.pieces[position],
+                "depth": depth, "head_token": said, "head_text": traces.vocabulary.get(said, ""),
+                "probability": float("nan") if place is None else float(traces.probabilities[place, exit_]),
+                "agrees": said == int(traces.teacher[token]), "kl": float(traces.kl[token, exit_]),
+                **{metric: float(scores[0, token, exit_]) for metric, scores in traces.scores.items()},
+            })  # fmt: skip
+    columns = [
+        "token",
+        "position",
+        "token_id",
+        "text",
+        "depth",
+        "head_token",
+        "head_text",
+        "probability",
+        "agrees",
+        "kl",
+    ]
+    return pd.DataFrame(rows, columns=[*columns, *traces.scores])
+
+
+def _words(policy: Policy) -> str:
+    said = repr(policy).replace(f", heads_fingerprint={getattr(policy, 'heads_fingerprint', None)!r}", "")
+    said = re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.4g}", said)
+    return said if len(said) < 200 else f"{said[:197]}..."
+
+
+def _finite(value: float | None) -> float | None:
+    if value is None or math.isnan(value):
+        return None
+    return float(min(max(value, -_FINITE), _FINITE))
+
+
+def _base64(array: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode("ascii")
