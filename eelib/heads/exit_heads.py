@@ -21,7 +21,7 @@ from eelib.backbone.teacher import TeacherOutputs
 from eelib.backbone.tokens import sequences_of
 from eelib.display import shown, table_html
 from eelib.errors import HeadsError, InvalidInputError
-from eelib.heads.hub import push_heads, read_heads, write_heads
+from eelib.heads.hub import check_weights, push_heads, read_heads, write_heads
 from eelib.heads.kinds import DraftedRows, MixedLinear, make_map
 from eelib.settings import COUNT, SEED, Number, check_known, flag, settle
 
@@ -364,56 +364,11 @@ class ExitHeads(nn.Module):
             raise HeadsError(
                 f"{folder / 'config.json'} describes no heads that this model can have: {error}"
             ) from error
-        _check_weights(config, backbone, tensors, folder)
+        check_weights(config, backbone, tensors, folder)
         heads = cls(config, model, tensors.get("draft_tokens"))
         heads.load_state_dict(tensors)
         heads.training_record, heads.policy_record = described["training"], described.get("policy", {})
         return heads.to(model.dtype).to(model.device).requires_grad_(False)
-
-
-def _check_weights(config: HeadConfig, backbone: Backbone, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Check tensors of a file, before heads take memory.
-
-    Raises:
-        HeadsError: another set of tensors, other shapes or types, numbers that are not finite in the model's type, or a
-            draft vocabulary that is none.
-    """
-    with torch.device("meta"):
-        maps = {str(d): make_map(config.kind, config.width, config.skip, backbone.unembedding, backbone.hidden_size)
-                for d in config.depths}  # fmt: skip
-        expected = {f"maps.{name}": tensor.shape for name, tensor in nn.ModuleDict(maps).state_dict().items()}
-        if config.draft_vocab_size is not None:
-            other = MixedLinear(backbone.unembedding.weight.shape[1], 1).state_dict()
-            expected |= {f"others.{d}.{name}": of.shape for d in config.depths for name, of in other.items()}
-            expected["draft_tokens"] = torch.Size([config.draft_vocab_size])
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        raise HeadsError(
-            f"The heads in {folder} do not have the weights that eelib {version('eelib')} expects of this kind: train "
-            f"them again. {len(differing)} differ, {name} for one: expected {_shape(expected.get(name))}, found "
-            f"{_shape(found.get(name))}."
-        )
-    for name, tensor in tensors.items():
-        if name == "draft_tokens":
-            ascending = tensor.dtype == torch.int64 and bool((tensor[1:] > tensor[:-1]).all())
-            if not ascending or tensor[0] < 0 or tensor[-1] >= backbone.vocab_size:
-                raise HeadsError(
-                    f"The heads in {folder} draft other tokens than this model has: expected ascending ones below "
-                    f"{backbone.vocab_size}."
-                )
-        elif tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            raise HeadsError(f"The heads in {folder} have weights of type {tensor.dtype} ({name}): expected floats.")
-        elif not tensor.to(backbone.model.dtype).isfinite().all():
-            raise HeadsError(
-                f"The heads in {folder} have weights that are not finite in {backbone.model.dtype} ({name}): train "
-                "them again, or load the model in a wider type."
-            )
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "none" if shape is None else str(list(shape))
 
 
 def frequent_tokens(
