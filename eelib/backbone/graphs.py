@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -118,45 +119,68 @@ class _Block:
         if not (wanted and fresh) or form is None or self._settings is None:
             return _state(block(hidden, *args, **kwargs))
         with self._turn:
-            return self._compared(key, block, hidden, args, kwargs, layer)
+            return self._compared(key, block, _Call(hidden, args, kwargs, tensors, layer))
 
-    def _compared(
-        self, key: tuple, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer
-    ) -> Tensor:
+    def _compared(self, key: tuple, block: nn.Module, call: "_Call") -> Tensor:
         """Run the block itself, and compare its graph.
 
         It is recorded if it is not yet, and kept only where it gives the same bits.
         """
-        n_rows, length = hidden.shape[1], layer.length
+        length = call.layer.length + call.n_rows
         with _Watch() as watch:
-            found = _state(block(hidden, *args, **kwargs))
+            found = _state(block(call.hidden, *call.args, **call.kwargs))
         if key not in self._graphs:
-            unusual = watch.unreplayable or layer.length != length + n_rows
-            self._graphs[key] = None if unusual else self._graph(key, found, block, hidden, args, kwargs, layer)
-        elif not self._graphs[key].equals(found, hidden, _form(args, kwargs)[1], layer):
+            unusual = watch.unreplayable or call.layer.length != length
+            self._graphs[key] = None if unusual else self._graph(key, found, block, call)
+        elif not self._graphs[key].equals(found, call):
             self._graphs[key] = None
         return found
 
-    def _graph(
-        self, key: tuple, found: Tensor, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict, layer: KVLayer
-    ) -> "_Graph | None":
+    def _graph(self, key: tuple, found: Tensor, block: nn.Module, call: "_Call") -> "_Graph | None":
         """Graph of a call that was just made.
 
         Another block's of the same kind where it holds, or else its own.
         """
-        weights, tensors = _weights(block), _form(args, kwargs)[1]
+        weights = _weights(block)
         kind = key, *self._settings, *((weight.dtype, weight.is_mkldnn or weight.shape) for weight in weights)
         recorded = self._recorded.setdefault(kind, [])
         for replay in recorded:
             graph = _Graph(replay, weights)
-            if graph.equals(found, hidden, tensors, layer):
+            if graph.equals(found, call):
                 return graph
-        replay = _record(block, self.index, hidden, args, kwargs, layer.seen(hidden.shape[1]))
+        replay = _record(block, self.index, call)
         graph = None if replay is None else _Graph(replay, weights)
-        if graph is None or not graph.equals(found, hidden, tensors, layer):
+        if graph is None or not graph.equals(found, call):
             return None
         recorded.append(replay)
         return graph
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a block, which has been made.
+
+    Attributes:
+        hidden: state before the block, [batch, position, hidden].
+        args, kwargs: its other arguments.
+        tensors: those among them.
+        layer: keys and values of the block.
+    """
+
+    hidden: Tensor
+    args: tuple
+    kwargs: dict
+    tensors: list[Tensor]
+    layer: KVLayer
+
+    @property
+    def n_rows(self) -> int:
+        return self.hidden.shape[1]
+
+    @property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and values that the rows see, their own last."""
+        return self.layer.seen(self.n_rows)
 
 
 class _Graph:
@@ -179,23 +203,22 @@ class _Graph:
         """
         return len(self._lengths) > 1 and _magnitude(length) in self._magnitudes
 
-    def equals(self, found: Tensor, hidden: Tensor, tensors: list[Tensor], layer: KVLayer) -> bool:
+    def equals(self, found: Tensor, call: _Call) -> bool:
         """Whether a replay gives the bits that the block just gave.
 
         The block's own stay in the cache.
         """
-        n_rows = hidden.shape[1]
-        seen = layer.seen(n_rows)
+        n_rows, seen, length = call.n_rows, call.seen, call.layer.length
         own = [part[:, :, -n_rows:].clone() for part in seen]
         try:
-            replayed = self.replay(hidden, *seen, *tensors, *self.weights)
+            replayed = self.replay(call.hidden, *seen, *call.tensors, *self.weights)
             new = [part[:, :, -n_rows:] for part in seen]
             same = torch.equal(replayed, found) and all(map(torch.equal, new, own))
         except Exception:  # whatever an operation raises at sizes other than those recorded
             same = False
         if same:
-            self._lengths.add(layer.length)
-            self._magnitudes.add(_magnitude(layer.length))
+            self._lengths.add(length)
+            self._magnitudes.add(_magnitude(length))
         else:
             for part, written in zip(seen, own, strict=True):
                 part[:, :, -n_rows:] = written
@@ -235,25 +258,23 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _record(
-    block: nn.Module, index: int, hidden: Tensor, args: tuple, kwargs: dict, seen: tuple[Tensor, Tensor]
-) -> Callable[..., Tensor] | None:
+def _record(block: nn.Module, index: int, call: _Call) -> Callable[..., Tensor] | None:
     """Replay of a call; None if the block cannot be recorded."""
     copied = _Copied(block)
-    tensors, weights, caches = _form(args, kwargs)[1], _weights(block), []
+    tensors, weights, caches = call.tensors, _weights(block), []
 
     def run(hidden: Tensor, keys: Tensor, values: Tensor, *inputs: Tensor) -> Tensor:
         of_call = iter(inputs[: len(tensors)])
         copied.fill(inputs[len(tensors) :])
         caches.append(_SeenCache(index, keys, values))
-        given = [_filled(value, of_call, caches[-1]) for value in args]
-        named = {name: _filled(value, of_call, caches[-1]) for name, value in kwargs.items()}
+        given = [_filled(value, of_call, caches[-1]) for value in call.args]
+        named = {name: _filled(value, of_call, caches[-1]) for name, value in call.kwargs.items()}
         return _state(copied.block(hidden, *given, **named))
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's, of conditions on sizes, which comparing covers
-            replay = torch.jit.trace(run, (hidden, *seen, *tensors, *weights), check_trace=False)
+            replay = torch.jit.trace(run, (call.hidden, *call.seen, *tensors, *weights), check_trace=False)
     except Exception:  # whatever a block's code or the tracer raises where it cannot be traced
         return None
     vars(replay).pop("_torchdynamo_inline", None)  # it would keep the block alive
