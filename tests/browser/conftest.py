@@ -90,7 +90,7 @@ def open_notebook(new_page, lab):
 def accessible():
     """Asserts that axe finds nothing serious in a part of a page."""
     if not AXE.is_file():
-        pytest.skip(f"axe-core is missing: npm ci --prefix {HERE.relative_to(Path.cwd())}")
+        pytest.skip("axe-core is missing: npm ci --prefix tests/browser")
 
     def check(page, selector: str) -> None:
         page.evaluate(AXE.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ with all rows that wait there, and whether tokens that have exited there ride al
 never what it says.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,13 @@ from eelib.errors import InvalidInputError
 from eelib.settings import COUNT, SHARE, Number, settle
 
 
-class Gathering:
+class Gathering(ABC):
     """Base class of gathering rules.
 
     Subclass it to gather in another way; `eelib.generate(..., gather=YourRule())`.
     """
 
+    @abstractmethod
     def choose(self, waits: Mapping[int, Sequence[int]], rows: int) -> int:
         """Place to run next.
 
@@ -25,7 +27,6 @@ class Gathering:
             waits: for each place where rows wait, how many calls each of them has waited.
             rows: in flight.
         """
-        raise NotImplementedError
 
     def carries(self, staying: int, leaving: int) -> bool:
         """Whether tokens that have exited ride along with those that go on.
