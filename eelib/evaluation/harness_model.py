@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from eelib.backbone.segments import Backbone, pad
 from eelib.calibration.thresholds import Calibration
 from eelib.confidence.metrics import check_metric, check_thresholds, confidence
+from eelib.decoding.batches import Batcher, Finished
 from eelib.decoding.engine import generate
 from eelib.decoding.policies import Confidence, Never, Policy
 from eelib.errors import HeadsError, InvalidInputError, MissingExtraError
@@ -32,6 +33,7 @@ try:
     import lm_eval.api.task
     import lm_eval.tasks  # noqa: F401 (for eelib.evaluation.harness, so that one place says what to install)
     from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils_hf import MultiTokenEOSCriteria
 except ImportError as error:
@@ -39,6 +41,7 @@ except ImportError as error:
 
 Thresholds = Mapping[int, float | None] | Calibration | None
 _TOKENS_AT_ONCE = 2**14
+_ROWS = 16  # texts generated at once, if we may choose
 
 
 class EarlyExitLM(HFLM):
@@ -46,7 +49,7 @@ class EarlyExitLM(HFLM):
 
     Likelihoods: each token of the continuation is scored over the whole vocabulary by the first head whose score
     reaches its threshold, else by the full model. A head that would draft "other" declines. Generation:
-    `eelib.generate`, one prompt at a time. The log-softmax is in float32.
+    `eelib.generate`, or a `Batcher` where `batch_size` is more than one. The log-softmax is in float32.
 
     Blocks are the share of all blocks that had run when a token became final, mean over tokens. Filling in deeper
     blocks later, for the attention of other tokens, is not counted. With `verify=True` a generated token is final only
@@ -57,7 +60,7 @@ class EarlyExitLM(HFLM):
         metric: the score; a calibration brings its own.
         thresholds: by depth, or a calibration; a depth that is missing or None never exits, -inf exits unless the head
             declines. None or {} is the full model.
-        batch_size: texts per pass, for likelihoods; "auto" for as many as make 16,384 tokens.
+        batch_size: texts per pass; "auto" for as many as make 16,384 tokens, and 16 where they are generated.
         verify: whether generated exits are drafts for the full model, or final.
         max_length: maximum tokens of a text; None for the model's limit. Longer contexts are cut on the left.
         hflm: further arguments of `HFLM` (`enable_thinking`, `think_end_token`, `add_bos_token`, `truncation`).
@@ -98,6 +101,8 @@ class EarlyExitLM(HFLM):
         self.records: list[dict] = []
         self._known: dict[bytes, tuple] | None = None
         self._spent: list[tuple[int, float]] = []  # tokens and blocks of the requests just answered
+        self._prompts: list[tuple[Tensor, dict[str, Any]]] | None = None  # while they are collected, with options
+        self._outputs: Iterator[Finished] | None = None  # of prompts that were collected
 
     def with_thresholds(self, thresholds: Thresholds = None, metric: str | None = None) -> "EarlyExitLM":
         """The same model at other thresholds or by another metric.
@@ -143,10 +148,39 @@ class EarlyExitLM(HFLM):
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Harness API: continuation of each prompt, up to a stop string."""
-        return [
-            self._one(super(EarlyExitLM, self).generate_until, request)
-            for request in tqdm(requests, desc="generating", unit="prompt", disable=disable_tqdm)
-        ]
+        answer, several = super().generate_until, len(requests) > 1 and (self._automatic or self.batch_size > 1)
+        with tqdm(total=len(requests), desc="generating", unit="prompt", disable=disable_tqdm) as progress:
+            self._outputs = self._generated(answer, requests, progress) if several else None
+            try:
+                found = []
+                for request in requests:
+                    found.append(self._one(answer, request))
+                    progress.update(not several)
+            finally:
+                self._outputs = None
+        return found
+
+    def _generated(self, answer: Callable, requests: Sequence[Instance], progress: tqdm) -> Iterator[Finished]:
+        """Outputs for all requests, decoded several at a time.
+
+        `HFLM` prepares each prompt as it does alone: asked once for the prompts, it finds the outputs the second time.
+        """
+        hook, self.cache_hook, self._prompts = self.cache_hook, CacheHook(None), []
+        try:
+            for request in requests:
+                answer([request], disable_tqdm=True)
+            prompts = self._prompts
+        finally:
+            self.cache_hook, self._prompts = hook, None
+        rows = _ROWS if self._automatic else self.batch_size
+        batcher = Batcher(self.model, policy=self.policy, heads=self.heads, verify=self.verify, rows=rows)
+        for prompt, options in prompts:
+            batcher.add(prompt, **options)
+        outputs = {}
+        for done in batcher:
+            outputs[done.number] = done
+            progress.update()
+        return iter([outputs[number] for number in range(len(prompts))])
 
     def _one(self, answer: Callable, request: Instance) -> Any:
         self._spent.clear()
@@ -165,8 +199,14 @@ class EarlyExitLM(HFLM):
             options.pop("temperature", None)  # 0.0, which transformers would not take
         until = [_Until(string, self.tokenizer, context.shape[1], 1) for string in stop]
         options |= {"max_length": max_length, "stopping_criteria": StoppingCriteriaList(until)}
-        options |= {"pad_token_id": self.tokenizer.pad_token_id, "heads": self.heads}
-        out = generate(self.model, context, policy=self.policy, verify=self.verify, **options)
+        options |= {"pad_token_id": self.tokenizer.pad_token_id}
+        if self._prompts is not None:
+            self._prompts.append((context, options))
+            return context
+        if self._outputs is not None:
+            out = next(self._outputs).result()
+        else:
+            out = generate(self.model, context, policy=self.policy, heads=self.heads, verify=self.verify, **options)
         share = 1.0 if self.verify else out.trace.depth.mean() / self.cut.n_blocks
         self._spent.append((out.stats.emitted, share))
         return out.sequences

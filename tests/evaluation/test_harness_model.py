@@ -196,6 +196,33 @@ def test_greedy_generation_is_the_harness_s(tiny):
     assert generated(lm, TEXTS, do_sample=True, temperature=1e-5) == expected
 
 
+@pytest.mark.parametrize("batch_size", [2, "auto"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_prompts_generated_in_batches_are_those_of_one_at_a_time(batch_size, verify):
+    """Texts of several lengths and stop strings, with what each of them took; none is left for the next call."""
+    model = tiny_model("llama", dtype=torch.float64)
+    given = model, letters(), random_heads(model), "entropy", dict.fromkeys(DEPTHS, -float("inf"))
+    alone, together = (EarlyExitLM(*given, verify=verify, batch_size=size) for size in (1, batch_size))
+    for until in ([], ["e", "o"], [generated(alone, TEXTS)[1][3:5]]):
+        alone.records.clear(), together.records.clear()
+        texts = [*TEXTS, *reversed(TEXTS)]
+        assert generated(together, texts, until=until) == generated(alone, texts, until=until)
+        assert together.records == alone.records and len(alone.records) == 6
+    torch.manual_seed(0)
+    drawn = generated(together, TEXTS[:1] * 4, do_sample=True, temperature=2.0)
+    assert len(set(drawn)) > 1
+    torch.manual_seed(0)
+    assert generated(together, TEXTS[:1] * 4, do_sample=True, temperature=2.0) == drawn
+
+
+def test_a_prompt_that_fails_in_a_batch_says_why_and_leaves_nothing_behind(with_heads):
+    model, heads = with_heads
+    lm = EarlyExitLM(model, letters(), heads, "entropy", {1: -float("inf")}, batch_size=2)
+    with pytest.raises(UnsupportedError, match="num_beams"):
+        generated(lm, TEXTS, num_beams=2)
+    assert generated(lm, TEXTS[:1]) == generated(EarlyExitLM(model, letters(), heads, "entropy", {1: -1e9}), TEXTS[:1])
+
+
 def test_stop_strings_count_in_what_stays_only(with_heads):
     """Heads that draft wildly, and a stop string each: a draft that is rejected must not end the text."""
     model, heads = with_heads
