@@ -201,6 +201,9 @@ class Lookup(Policy):
             state.limit = min(2 * state.limit if accepted == drafted else max(accepted, 2), self.max_draft)
 
 
+_BUDGET, _INCOME, _MOST = 50, 3, 200  # at first, a round, and at most, in hundredths of a pass
+
+
 @dataclass
 class _Rounds:
     """State of `Confidence` in one call.
@@ -208,6 +211,7 @@ class _Rounds:
     Attributes:
         thresholds: by depth.
         limit: drafts in the next round.
+        budget: what drafting may still cost, in hundredths of a pass.
         misses: rounds in a row without an accepted draft.
         pause: rounds to sit out.
         lookup: state of its `lookup`.
@@ -215,6 +219,7 @@ class _Rounds:
 
     thresholds: dict[int, float | None]
     limit: int
+    budget: int = _BUDGET
     misses: int = 0
     pause: int = 0
     lookup: Any = None
@@ -233,7 +238,11 @@ class Confidence(Policy):
         depths: of the heads, if known, so that thresholds are not used at others.
         back_off: start with short rounds, double them while all drafts are accepted, and pause for 1, 3, 7, ... rounds
             after the second, third, fourth, ... in a row without an accepted draft, so that overconfident heads cost
-            little. If False, every round may draft `max_draft` tokens, as in the paper.
+            little. For heads that are hardly ever sure there is a budget: it begins with half a pass of the full model,
+            gains one for each accepted draft and 3% for each round, loses `price` each time that heads are asked for a
+            draft, and where it is spent no head is asked. If False, every round may draft `max_draft` tokens, as in the
+            paper.
+        price: of asking for a draft and verifying it, in passes of the full model.
         heads_fingerprint: of the calibrated heads, if known; others are refused.
         lookup: asked before the heads, which draft where its record is poor; None for none.
 
@@ -251,10 +260,11 @@ class Confidence(Policy):
     back_off: bool = True
     heads_fingerprint: str | None = None
     lookup: Lookup | None = None
+    price: float = 0.2
 
     def __post_init__(self):
         check_metric(self.metric)
-        settle(self, thresholds=thresholds_or_none, max_draft=COUNT, back_off=flag)
+        settle(self, thresholds=thresholds_or_none, max_draft=COUNT, back_off=flag, price=Number(least=0))
 
     @classmethod
     def from_calibration(
@@ -309,7 +319,7 @@ class Confidence(Policy):
         return () if self.lookup is None else self.lookup.look_up(state.lookup, prefix)
 
     def draft_limit(self, state):
-        return 0 if state.pause else state.limit
+        return state.limit if state.pause == 0 and (state.budget >= 0 or not self.back_off) else 0
 
     def exits(self, state, depth, logits, hidden, position):
         score = confidence(logits, (self.metric,))[self.metric].item()
@@ -321,11 +331,14 @@ class Confidence(Policy):
             return
         if not self.back_off:
             return
+        limit = self.draft_limit(state)
+        spent = int(100 * self.price + 0.5) * min(drafted + 1, limit)  # the last time, no head was sure
+        state.budget = min(state.budget + 100 * accepted + _INCOME - spent, _MOST)
         if state.pause:
             state.pause -= 1
         elif accepted:
             state.misses = 0
-            state.limit = min(2 * state.limit, self.max_draft) if accepted == drafted else accepted
+            state.limit = min(2 * limit, self.max_draft) if accepted == drafted else accepted
         elif drafted:
             state.misses += 1
             state.limit, state.pause = 1, 2 ** (state.misses - 1) - 1

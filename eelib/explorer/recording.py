@@ -119,8 +119,8 @@ class Recording:
         middle = [float(np.median(traces.scores[metric][0, :, i])) for i in range(len(traces.depths))]
         settings = {
             "kind": "confidence", "metric": metric, "method": None, "epsilon": None, "deepest": None,
-            "thresholds": middle, "max_draft": 4, "back_off": False, "depth": traces.depths[0], "draft_length": 4,
-            "lookup": None,
+            "thresholds": middle, "max_draft": 4, "back_off": False, "price": Confidence.price,
+            "depth": traces.depths[0], "draft_length": 4, "lookup": None,
         }  # fmt: skip
         if self.policy is not None and type(self.policy) in KINDS:
             settings["kind"] = KINDS[type(self.policy)]
@@ -148,7 +148,7 @@ class Recording:
         thresholds = tuple(threshold if depth <= deepest else None for depth, threshold in asked)
         return Confidence(
             settings["metric"], thresholds, settings["max_draft"], self.traces.depths, settings["back_off"],
-            self.traces.heads_fingerprint, found,
+            self.traces.heads_fingerprint, found, settings["price"],
         )  # fmt: skip
 
     def to_json(self) -> dict:

@@ -121,10 +121,11 @@ class Rounds {
     this.next = { never: 1, fixed: settings.draft_length, lookup: 0 }[settings.kind] ?? settings.max_draft;
     if (this.backsOff) this.next = 1;
     this.misses = this.pause = 0;
+    this.budget = 50; // hundredths of a pass
   }
 
   get limit() {
-    return this.pause ? 0 : this.next;
+    return this.pause || (this.backsOff && this.budget < 0) ? 0 : this.next;
   }
 
   lookUp(prefix) {
@@ -134,10 +135,13 @@ class Rounds {
   observe(drafted, accepted) {
     if (this.lookup?.drafting) return this.lookup.observe(drafted, accepted);
     if (!this.backsOff) return;
+    const { limit } = this;
+    const spent = Math.floor(100 * this.settings.price + 0.5) * Math.min(drafted + 1, limit);
+    this.budget = Math.min(this.budget + 100 * accepted + 3 - spent, 200);
     if (this.pause) this.pause -= 1;
     else if (accepted) {
       this.misses = 0;
-      this.next = accepted === drafted ? Math.min(2 * this.next, this.settings.max_draft) : accepted;
+      this.next = accepted === drafted ? Math.min(2 * limit, this.settings.max_draft) : accepted;
     } else if (drafted) {
       this.misses += 1;
       this.next = 1;

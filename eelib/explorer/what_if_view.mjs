@@ -104,7 +104,7 @@ export function whatIfView(store) {
       if (of.depths.length > 1) made.push(slider("deepest", "deepest head", [0, of.depths.length - 1, 1], deepest,
         (value) => ({ deepest: of.depths[value] })));
       made.push(slider("max_draft", "longest draft", [1, 16, 1], ({ max_draft }) => [max_draft]));
-      made.push(toggle("back_off", "back off after misses", true, false),
+      made.push(toggle("back_off", "back off where drafts do not pay", true, false),
         toggle("lookup", "look drafts up first", LOOKUP, null));
     } else if (now.kind === "fixed") {
       made.push(choice("depth", "depth", same(of.depths)),

@@ -1,8 +1,9 @@
 """Ways of decoding beside each other, as ratios: `make bench`, after `make paper`. Run it alone; 15 minutes.
 
 The offline model on prompts that nothing was tuned on, of two kinds, with what `05_acceptance` chose; then the engine
-alone on random GPT-NeoX models. `--write` keeps table and figure in docs/results. Where `llama-cpp-python` is installed
-(`pip install llama-cpp-python`), llama.cpp decodes the same weights, in bfloat16, in the same minutes.
+alone on random GPT-NeoX models. `--write` keeps table and figure in docs/results; `--full` asks five times as many
+prompts, of fewer ways. Where `llama-cpp-python` is installed (`pip install llama-cpp-python`), llama.cpp decodes the
+same weights, in bfloat16, in the same minutes.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from eelib.timing import machine
 PROJECT = Path(__file__).parents[2]
 RESULTS = PROJECT / "docs" / "results"
 KINDS = {"smollm2-135m": ("gsm8k", "hellaswag")}
+FULL = ("transformers, prompt", "transformers, packed", "fused", "lookup", "DSSD", "LayerSkip, our", "llama.cpp")
+"""Beginnings of the ways that `--full` compares, without the slowest."""
 CODE = ("code_completion", "code_description", "gsm8k")
 """Kinds of prompts that other models are asked."""
 
@@ -205,9 +208,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=96, help="tokens")
     parser.add_argument("--compiled", action="store_true", help="also transformers' static cache, compiled")
     parser.add_argument("--only", nargs="*", help="beginnings of the names of ways, beside transformers and plain")
+    parser.add_argument(
+        "--full", action="store_true", help="30 prompts of each kind, 128 tokens, the main ways: an hour"
+    )
     parser.add_argument("--workspace", default=str(PROJECT), help="the folder that `make paper` wrote to")
     parser.add_argument("--write", action="store_true", help="docs/results/decoding*.csv and its figure")
     given = parser.parse_args()
+    if given.full:
+        given.prompts, given.new, given.only = 30, 128, FULL
     ws, kinds = eelib.Workspace(given.model, given.workspace), KINDS.get(given.model, CODE)
     model, tokenizer = eelib.load_model(given.model, dtype="bfloat16")
     length = {"max_new_tokens": given.new}
@@ -234,7 +242,7 @@ def main() -> None:
     if given.write:
         about = machine()
         table = table.assign(n_prompts=given.prompts, processor=about["processor"], threads=about["threads"])
-        name = "decoding" if given.model == MODEL else f"decoding_{given.model}"
+        name = "decoding" + "_full" * given.full + (f"_{given.model}" if given.model != MODEL else "")
         plotting.save_figure(draw(table[of_model]), RESULTS, name, table, in_words(table[of_model]))
 
 

@@ -1,5 +1,6 @@
 """Policies by themselves, and one that a user wrote."""
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -62,6 +63,24 @@ def test_confidence_backs_off_and_comes_back():
     assert rounds(policy, [0] * 14) == [1, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     assert rounds(policy, [9, 9, 3, 9, 0, 9, 9]) == [1, 2, 4, 3, 6, 1, 2]
     assert rounds(eelib.Confidence("entropy", (-1.0,), 6, back_off=False), [0, 9, 0]) == [6, 6, 6]
+
+
+@pytest.mark.parametrize("price", [0, 0.07, 0.2, 1.5])
+def test_drafting_in_vain_keeps_to_its_budget(price):
+    """Half a pass, 3% of each round, and what the last round spends: whatever heads do, sure or not, right or wrong."""
+    policy, most = eelib.Confidence("entropy", (-1.0,), max_draft=4, price=price), 0.0
+    for seed in range(40):
+        draw = random.Random(seed)
+        state, spent, sure, right = policy.start(prompts(1)[0], (1,)), 0.0, draw.random(), draw.random()
+        for number in range(1, 120):
+            limit = policy.draft_limit(state)
+            drafted = next((n for n in range(limit) if draw.random() > sure), limit)
+            accepted = next((n for n in range(drafted) if draw.random() > right), drafted)
+            policy.observe(state, drafted, accepted)
+            spent += price * min(drafted + 1, limit) - accepted
+            assert spent <= 0.5 + 0.03 * number + 4 * price
+        most = max(most, spent)
+    assert most > 0.5 or price < 0.1, "some heads spend it all"
 
 
 def test_heads_that_are_always_sure_and_always_wrong_cost_little(model):

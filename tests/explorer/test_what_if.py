@@ -45,7 +45,7 @@ def drawn_policy(draw: np.random.Generator, recording: Recording) -> eelib.Polic
     thresholds[0] = float("-inf") if draw.random() < 0.1 else thresholds[0]
     return eelib.Confidence(
         str(metric), tuple(thresholds), int(draw.integers(1, 13)), back_off=bool(draw.random() < 0.5),
-        lookup=lookup if draw.random() < 0.5 else None,
+        lookup=lookup if draw.random() < 0.5 else None, price=float(draw.choice([0, 0.07, 0.2, 0.355, 1.5])),
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def said(policy: eelib.Policy) -> dict:
     thresholds = [t if t is None or np.isfinite(t) else -1e308 for t in policy.thresholds]
     return {
         "kind": "confidence", "metric": policy.metric, "thresholds": thresholds, "max_draft": policy.max_draft,
-        "back_off": policy.back_off, "lookup": looked_up, "deepest": None, "epsilon": None,
+        "back_off": policy.back_off, "price": policy.price, "lookup": looked_up, "deepest": None, "epsilon": None,
     }  # fmt: skip
 
 

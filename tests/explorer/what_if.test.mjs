@@ -20,7 +20,7 @@ function run(right, scores, more = {}) {
 }
 
 const always = (n, of) => Array.from({ length: n }, () => of);
-const dssd = (changes) => ({ kind: "confidence", metric: "max_prob", thresholds: [0.5, 0.5], max_draft: 3, back_off: false, lookup: null, ...changes });
+const dssd = (changes) => ({ kind: "confidence", metric: "max_prob", thresholds: [0.5, 0.5], max_draft: 3, back_off: false, price: 0.2, lookup: null, ...changes });
 
 test("plain decoding: one round a token, and no draft", () => {
   const { work, settled } = replay(run(always(5, [true, true]), always(5, [1, 1])), { kind: "never" });
