@@ -92,6 +92,16 @@ def test_many_inputs_are_not_kept_for_ever(tmp_path, monkeypatch):
     assert len(record["inputs"]) == ledger._MOST_INPUTS and record["inputs_forgotten"] == 5
 
 
+def test_files_of_a_temporary_folder_that_is_gone_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "_inputs", {})
+    for folder in ("temporary", "kept"):
+        (tmp_path / folder).mkdir()
+        ledger.note_input(tmp_path / folder / "thresholds.json", "0" * 64)
+    (tmp_path / "temporary").rmdir()
+    write_table(tmp_path / "t.parquet", pd.DataFrame({"a": [1]}))
+    assert list(provenance(tmp_path / "t.parquet").record["inputs"]) == ["kept/thresholds.json"]
+
+
 def test_what_one_process_makes_comes_from_what_it_made_before(tmp_path, monkeypatch):
     """And not from its intermediate files, of which there are thousands."""
     monkeypatch.setattr(ledger, "_inputs", {})

@@ -68,7 +68,7 @@ def _record(files: list[Path], folder: Path) -> dict[str, str | None]:
     """Write beside new files what they come from; returns their digests."""
     digests = {file.name: _digest(file) for file in files}
     with _turn:
-        noted = list(_inputs.items())
+        noted = [(path, digest) for path, digest in _inputs.items() if path.parent.exists()]  # others were temporary
     inputs = {
         path: digest or _digest(path) for path, digest in noted if path.parent != folder or path.name not in digests
     }

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ from eelib.workspace import read_note
 from workflow import gallery
 
 COMMITTED = {f"{path.parent.name}/{path.stem}": path for path in sorted((PROJECT / "figures").glob("*/*.csv"))}
-SMALL = "smollm2-135m"
+KEPT = Path(__file__).parent / "tables"
+"""Tables of one run, which stay as they are when another is published."""
 PLACES = re.compile(
     r"depth|epsilon|threshold|tokens|step|score$|coverage$|delta|trials|sequences|_length|cases|parameters"
 )
@@ -26,11 +28,11 @@ PLACES = re.compile(
 
 
 def table(name: str) -> pd.DataFrame:
-    return pd.read_csv(COMMITTED[f"{SMALL}/{name}"])
+    return pd.read_csv(KEPT / f"{name}.csv")
 
 
 def scaled(name: str, column: str, factor: float, rows=slice(None)) -> pd.DataFrame:
-    """A committed table with one value, and its interval, multiplied in some rows."""
+    """A table with one value, and its interval, multiplied in some rows."""
     changed = table(name)
     columns = [c for c in (column, f"{column}_low", f"{column}_high") if c in changed]
     changed.loc[rows(changed) if callable(rows) else rows, columns] *= factor
