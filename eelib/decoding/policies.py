@@ -201,7 +201,8 @@ class Lookup(Policy):
             state.limit = min(2 * state.limit if accepted == drafted else max(accepted, 2), self.max_draft)
 
 
-_BUDGET, _INCOME, _MOST = 50, 3, 200  # at first, a round, and at most, in hundredths of a pass
+_BUDGET, _INCOME, _MOST = 50, 3, 200
+"""Of a budget for drafting, in hundredths of a pass: what it begins with, gains a round, and holds at most."""
 
 
 @dataclass
@@ -319,7 +320,7 @@ class Confidence(Policy):
         return () if self.lookup is None else self.lookup.look_up(state.lookup, prefix)
 
     def draft_limit(self, state):
-        return state.limit if state.pause == 0 and (state.budget >= 0 or not self.back_off) else 0
+        return 0 if state.pause or state.budget < 0 else state.limit
 
     def exits(self, state, depth, logits, hidden, position):
         score = confidence(logits, (self.metric,))[self.metric].item()
@@ -331,14 +332,14 @@ class Confidence(Policy):
             return
         if not self.back_off:
             return
-        limit = self.draft_limit(state)
-        spent = int(100 * self.price + 0.5) * min(drafted + 1, limit)  # the last time, no head was sure
+        times = min(drafted + 1, self.draft_limit(state))  # that heads were asked; the last time, none was sure
+        spent = int(100 * self.price + 0.5) * times
         state.budget = min(state.budget + 100 * accepted + _INCOME - spent, _MOST)
         if state.pause:
             state.pause -= 1
         elif accepted:
             state.misses = 0
-            state.limit = min(2 * limit, self.max_draft) if accepted == drafted else accepted
+            state.limit = min(2 * state.limit, self.max_draft) if accepted == drafted else accepted
         elif drafted:
             state.misses += 1
             state.limit, state.pause = 1, 2 ** (state.misses - 1) - 1

@@ -155,7 +155,8 @@ class EarlyExitLM(HFLM):
                 found = []
                 for request in requests:
                     found.append(self._one(answer, request))
-                    progress.update(not several)
+                    if not several:
+                        progress.update()
             finally:
                 self._outputs = None
         return found

@@ -125,7 +125,7 @@ class Rounds {
   }
 
   get limit() {
-    return this.pause || (this.backsOff && this.budget < 0) ? 0 : this.next;
+    return this.pause || this.budget < 0 ? 0 : this.next;
   }
 
   lookUp(prefix) {
@@ -135,13 +135,12 @@ class Rounds {
   observe(drafted, accepted) {
     if (this.lookup?.drafting) return this.lookup.observe(drafted, accepted);
     if (!this.backsOff) return;
-    const { limit } = this;
-    const spent = Math.floor(100 * this.settings.price + 0.5) * Math.min(drafted + 1, limit);
+    const spent = Math.floor(100 * this.settings.price + 0.5) * Math.min(drafted + 1, this.limit);
     this.budget = Math.min(this.budget + 100 * accepted + 3 - spent, 200);
     if (this.pause) this.pause -= 1;
     else if (accepted) {
       this.misses = 0;
-      this.next = accepted === drafted ? Math.min(2 * limit, this.settings.max_draft) : accepted;
+      this.next = accepted === drafted ? Math.min(2 * this.next, this.settings.max_draft) : accepted;
     } else if (drafted) {
       this.misses += 1;
       this.next = 1;
