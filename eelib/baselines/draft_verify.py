@@ -43,7 +43,8 @@ class DraftVerify(FixedExit):
         score = confidence(logits, ("max_prob",))["max_prob"].item()
         return score >= state["threshold"], score
 
-    def observe(self, state, drafted, accepted):
+    def observe(self, state, outcome):
+        drafted, accepted = outcome.drafted, outcome.accepted
         if not drafted:
             moved = state["threshold"] - self.step  # nothing drafted shows nothing: try a little looser
         else:

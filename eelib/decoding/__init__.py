@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine": ["custom_generate", "generate"],
         "session": ["DecodingCall", "Session"],
         "output": ["DecodingOutput", "DecodingStats"],
-        "policies": ["Confidence", "FixedExit", "Lookup", "Never", "Policy", "keep_policy", "kept_policy"],
+        "policies": ["Confidence", "FixedExit", "Lookup", "Never", "Outcome", "Policy", "keep_policy", "kept_policy"],
         "frontier": ["Frontier"],
         "bitwise": ["RowExact"],
         "lossless": ["first_mismatch", "verify_lossless"],

@@ -19,6 +19,23 @@ from eelib.heads.exit_heads import ExitHeads
 from eelib.settings import COUNT, SHARE, Number, flag, settle
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a round of verified decoding brought, and what it took.
+
+    Attributes:
+        drafted, accepted: numbers of drafts.
+        passes: the drafts' way to their exits, in passes of the full model: the sum of their depths over the number of
+            blocks.
+        heads: number of heads asked.
+    """
+
+    drafted: int
+    accepted: int
+    passes: float = 0.0
+    heads: int = 0
+
+
 class Policy:
     """Base class of policies; by itself it never exits.
 
@@ -92,8 +109,8 @@ class Policy:
         """
         return False, float("nan")
 
-    def observe(self, state: Any, drafted: int, accepted: int) -> None:
-        """Called after each round with its outcome."""
+    def observe(self, state: Any, outcome: Outcome) -> None:
+        """Called after each round of verified decoding."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +213,13 @@ class Lookup(Policy):
         state.drafting = size > 0 and state.ngrams.records[size] >= self.record
         return tokens if state.drafting else ()
 
-    def observe(self, state, drafted, accepted):
+    def observe(self, state, outcome):
         if state.drafting:
-            state.limit = min(2 * state.limit if accepted == drafted else max(accepted, 2), self.max_draft)
+            all_right = outcome.accepted == outcome.drafted
+            state.limit = min(2 * state.limit if all_right else max(outcome.accepted, 2), self.max_draft)
 
 
-_BUDGET, _INCOME, _MOST = 50, 3, 200
+_BUDGET, _INCOME, _MOST = 30, 2, 200
 """Of a budget for drafting, in hundredths of a pass: what it begins with, gains a round, and holds at most."""
 
 
@@ -239,11 +257,11 @@ class Confidence(Policy):
         depths: of the heads, if known, so that thresholds are not used at others.
         back_off: start with short rounds, double them while all drafts are accepted, and pause for 1, 3, 7, ... rounds
             after the second, third, fourth, ... in a row without an accepted draft, so that overconfident heads cost
-            little. For heads that are hardly ever sure there is a budget: it begins with half a pass of the full model,
-            gains one for each accepted draft and 3% for each round, loses `price` each time that heads are asked for a
-            draft, and where it is spent no head is asked. If False, every round may draft `max_draft` tokens, as in the
-            paper.
-        price: of asking for a draft and verifying it, in passes of the full model.
+            little. For heads that are hardly ever sure, or sure too late, there is a budget: it begins with 30% of a
+            pass of the full model, gains a pass for each accepted draft and 2% for each round, loses the blocks below
+            its exit for each draft and `price` for each head asked, and where it is spent no head is asked. If False,
+            every round may draft `max_draft` tokens, as in the paper.
+        price: of asking a head, the verification of what it drafts included, in passes of the full model.
         heads_fingerprint: of the calibrated heads, if known; others are refused.
         lookup: asked before the heads, which draft where its record is poor; None for none.
 
@@ -261,7 +279,7 @@ class Confidence(Policy):
     back_off: bool = True
     heads_fingerprint: str | None = None
     lookup: Lookup | None = None
-    price: float = 0.2
+    price: float = 0.1
 
     def __post_init__(self):
         check_metric(self.metric)
@@ -326,14 +344,14 @@ class Confidence(Policy):
         score = confidence(logits, (self.metric,))[self.metric].item()
         return score >= state.thresholds[depth], score
 
-    def observe(self, state, drafted, accepted):
+    def observe(self, state, outcome):
         if self.lookup is not None and state.lookup.drafting:
-            self.lookup.observe(state.lookup, drafted, accepted)
+            self.lookup.observe(state.lookup, outcome)
             return
         if not self.back_off:
             return
-        times = min(drafted + 1, self.draft_limit(state))  # that heads were asked; the last time, none was sure
-        spent = int(100 * self.price + 0.5) * times
+        drafted, accepted = outcome.drafted, outcome.accepted
+        spent = int(100 * (outcome.passes + self.price * outcome.heads) + 0.5)
         state.budget = min(state.budget + 100 * accepted + _INCOME - spent, _MOST)
         if state.pause:
             state.pause -= 1

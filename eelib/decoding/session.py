@@ -19,7 +19,7 @@ from eelib.decoding.branches import branch
 from eelib.decoding.frontier import Frontier, exact_is_affordable
 from eelib.decoding.options import attended
 from eelib.decoding.output import TRACE_COLUMNS, DecodingOutput, DecodingStats
-from eelib.decoding.policies import Never, Policy
+from eelib.decoding.policies import Never, Outcome, Policy
 from eelib.errors import HeadsError, InvalidInputError, UnsupportedError
 from eelib.heads.exit_heads import ExitHeads
 
@@ -271,6 +271,7 @@ class Session:
         That is the longest accepted prefix and the model's next token.
         """
         prefix, drafts, limit = self.tokens, [], self.policy.draft_limit(self.policy_state)
+        asked_before = sum(self.head_positions.values())
         self.rounds += 1
         room = self.call.generation_config.max_length - prefix.shape[1] - 1
         looked_up = self.policy.look_up(self.policy_state, prefix)[:room] if room > 0 else ()
@@ -297,7 +298,9 @@ class Session:
         self.drafted += len(drafts)
         n_accepted = self._judge(drafts, (yield from steps(self, "verify", prefix)), prefix)
         self.accepted += n_accepted
-        self.policy.observe(self.policy_state, len(drafts), n_accepted)
+        passes = sum(draft.depth for draft in drafts) / self.backbone.n_blocks
+        asked = sum(self.head_positions.values()) - asked_before
+        self.policy.observe(self.policy_state, Outcome(len(drafts), n_accepted, passes, asked))
         self.frontier.roll_back(self.tokens.shape[1] - 1 - self._unread)  # the newest token is final, but not fed
 
     def _step(self) -> Steps:

@@ -111,6 +111,7 @@ def compare_modes(
     prompts: Sequence[Tensor],
     *,
     max_new_tokens: int = 40,
+    repeats: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Calibrations in each mode of decoding, beside plain decoding.
@@ -118,6 +119,7 @@ def compare_modes(
     Args:
         calibrations: by name.
         prompts: [1, position] each.
+        repeats: of each timed run.
         seed: of the bootstrap over prompts.
 
     Returns:
@@ -133,7 +135,7 @@ def compare_modes(
             policy = Confidence.from_calibration(calibration, back_off=mode == "lossless")
             decoders[name] = partial(generate, model, policy=policy, **options, **shared)
             settings.append({"decoder": name, "mode": mode, "file": file})
-    runs = compare(decoders, prompts, reference="plain")
+    runs = compare(decoders, prompts, reference="plain", repeats=repeats)
     runs["coverage"] = [(emitted_depths(out) < len(out.stats.block_calls)).mean() for out in runs.output]
     table = pd.DataFrame(settings).merge(summarise(runs, seed=seed)).set_index("decoder")
     table["agreement"] = token_agreements(model, runs, prompts)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from eelib.decoding.policies import Confidence, FixedExit, Lookup, Policy
+from eelib.decoding.policies import Confidence, FixedExit, Lookup, Outcome, Policy
 from eelib.errors import InvalidInputError
 
 
@@ -140,7 +140,7 @@ def replay_text(
     done = 1  # tokens emitted; all but the newest are through all blocks
     while done < n:
         work.rounds += 1
-        limit, right = policy.draft_limit(state), []
+        limit, right, blocks, asked = policy.draft_limit(state), [], 0, 0
         begin = prompt_length + done
         looked_up = policy.look_up(state, text[None, :begin])[: n - done - 1]
         if looked_up:
@@ -151,14 +151,18 @@ def replay_text(
                 line.feed()
                 decided = exits[min(len(right), len(exits) - 1)]
                 token = min(done + len(right), n - 1)  # behind a wrong draft: as if the text went on so
-                if len(right) == limit or not line.draft(decided, token):
+                if len(right) == limit:
+                    break
+                asked += int(decided.asked[token].sum())
+                if not line.draft(decided, token):
                     break
                 right.append(bool(decided.right[token]))
+                blocks += decided.exit_depths[decided.at[token]]
                 if done + len(right) == n:
                     break  # the last token of a text is not fed
         work.calls["unembedding", line.complete()] += 1
         accepted = right.index(False) if False in right else len(right)
-        policy.observe(state, len(right), accepted)
+        policy.observe(state, Outcome(len(right), accepted, blocks / n_blocks, asked))
         work.drafted, work.accepted = work.drafted + len(right), work.accepted + accepted
         done = min(n, done + accepted + 1)
         line.roll_back(done - 1)

@@ -12,7 +12,7 @@ import torch
 
 from eelib.confidence.metrics import METRICS, axis_label
 from eelib.decoding.output import DecodingOutput
-from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Policy
+from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Outcome, Policy
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.evaluation.latency import POSITIONS, Timings
 from eelib.evaluation.weight_reads import WeightReads
@@ -268,7 +268,7 @@ def rounds_of(output: DecodingOutput, traces: TextTraces, policy: Policy | None)
         drafts = tuple(_draft(row, bool(row.accepted)) for row in rows[rows.drafted].itertuples())
         found.append([drafts, int(rows[rows.drafted].position.max()) if drafts else -1])
     unfed = _unfed(found, output, traces)
-    limits = _limits(found, traces, policy)
+    limits = _limits(found, unfed, traces, policy)
     rounds = []
     for number, (drafts, _) in enumerate(found):
         looked_up = bool(drafts) and drafts[0][1] == 0
@@ -295,7 +295,7 @@ def _unfed(rounds: list, output: DecodingOutput, traces: TextTraces) -> set[int]
     return {*ended, *sure[-missing:]} if missing > 0 else {*ended}
 
 
-def _limits(rounds: list, traces: TextTraces, policy: Policy | None) -> list[int | None]:
+def _limits(rounds: list, unfed: set[int], traces: TextTraces, policy: Policy | None) -> list[int | None]:
     """Drafts that the policy allowed in each round.
 
     None for a policy whose state cannot be followed.
@@ -303,8 +303,8 @@ def _limits(rounds: list, traces: TextTraces, policy: Policy | None) -> list[int
     if policy is None or type(policy) not in KINDS:
         return [None] * len(rounds)
     text, done, limits = torch.as_tensor(traces.tokens)[None], 1, []
-    state = policy.start(text[:, : traces.prompt_length], traces.depths)
-    for drafts, _ in rounds:
+    state, cuts = policy.start(text[:, : traces.prompt_length], traces.depths), policy.exit_depths(traces.depths)
+    for number, (drafts, _) in enumerate(rounds):
         limit = policy.draft_limit(state)
         looked_up = policy.look_up(state, text[:, : traces.prompt_length + done])
         if len(drafts) > max(limit, len(looked_up)):
@@ -313,7 +313,10 @@ def _limits(rounds: list, traces: TextTraces, policy: Policy | None) -> list[int
                 "pass the policy that made it, or None."
             )
         accepted = sum(accepted for *_, accepted in drafts)
-        policy.observe(state, len(drafts), accepted)
+        depths = [depth for _, depth, *_ in drafts if depth]
+        declined = len(drafts) < limit and not looked_up and number not in unfed
+        asked = sum(cuts.index(depth) + 1 for depth in depths) + declined * len(cuts)
+        policy.observe(state, Outcome(len(drafts), accepted, sum(depths) / traces.n_blocks, asked))
         limits.append(limit)
         done += accepted + 1
     return limits

@@ -121,7 +121,7 @@ class Rounds {
     this.next = { never: 1, fixed: settings.draft_length, lookup: 0 }[settings.kind] ?? settings.max_draft;
     if (this.backsOff) this.next = 1;
     this.misses = this.pause = 0;
-    this.budget = 50; // hundredths of a pass
+    this.budget = 30; // hundredths of a pass
   }
 
   get limit() {
@@ -132,11 +132,11 @@ class Rounds {
     return this.lookup ? this.lookup.lookUp(prefix) : [];
   }
 
-  observe(drafted, accepted) {
+  observe({ drafted, accepted, passes, heads }) {
     if (this.lookup?.drafting) return this.lookup.observe(drafted, accepted);
     if (!this.backsOff) return;
-    const spent = Math.floor(100 * this.settings.price + 0.5) * Math.min(drafted + 1, this.limit);
-    this.budget = Math.min(this.budget + 100 * accepted + 3 - spent, 200);
+    const spent = Math.floor(100 * (passes + this.settings.price * heads) + 0.5);
+    this.budget = Math.min(this.budget + 100 * accepted + 2 - spent, 200);
     if (this.pause) this.pause -= 1;
     else if (accepted) {
       this.misses = 0;
@@ -234,7 +234,7 @@ export function replay(record, settings) {
       draft: (k) => (k < limit ? draft(k, done) : null),
       declines: (k) => k < limit,
       fed: (k) => done + k < record.n, // the last token of a text is not fed
-      observe: (drafted, accepted) => state.observe(drafted, accepted),
+      observe: (outcome) => state.observe(outcome),
     };
   });
 }
@@ -269,6 +269,7 @@ function play(record, cuts, open, verified = true) {
   while (settled.length < record.n) {
     const [begin, plan] = [settled.length, open(settled.length)];
     const drafts = [...plan.lookedUp];
+    let heads = 0;
     const round = { begin, drafts };
     rounds.push(round);
     if (drafts.length) {
@@ -281,11 +282,13 @@ function play(record, cuts, open, verified = true) {
       if (!draft) {
         if (cuts.length && plan.declines(drafts.length)) {
           line.ask(-1);
+          heads += cuts.length;
           note("decline", {});
         }
         break;
       }
       line.ask(draft.at);
+      heads += draft.at + 1;
       drafts.push(draft);
       if (verified) note("draft", { draft, place: begin + drafts.length - 1 });
       if (!verified || !plan.fed(drafts.length)) break;
@@ -297,7 +300,8 @@ function play(record, cuts, open, verified = true) {
       line.complete();
       if (settled.length < record.n) settled.push(record.n_blocks);
     }
-    plan.observe(drafts.length, round.accepted);
+    const passes = drafts.reduce((total, { depth }) => total + depth, 0) / record.n_blocks;
+    plan.observe({ drafted: drafts.length, accepted: round.accepted, passes, heads });
     round.end = settled.length;
     const tokens = round.end - begin + drafts.length; // emitted or drafted
     note(verified ? "verify" : "emit", { drafts, begin, accepted: round.accepted, tokens });

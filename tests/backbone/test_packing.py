@@ -179,7 +179,7 @@ def test_decoding_packs_model_and_heads_and_leaves_both_as_they_were(model, monk
     before, prompt, during = classes(model) + classes(heads), torch.arange(3, 9)[None], []
 
     class Watching(eelib.FixedExit):
-        def observe(self, state, drafted, accepted):
+        def observe(self, state, outcome):
             during.append(classes(model) + classes(heads))
 
     def decode():

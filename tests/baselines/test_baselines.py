@@ -18,6 +18,7 @@ from eelib.baselines.del_ import DEL, DELSession
 from eelib.baselines.draft_verify import DraftVerify
 from eelib.baselines.ee_llm import EELLMSession
 from eelib.baselines.sled import FLOOR, SLED, SLEDSession, evolve_logits, sled_model
+from eelib.decoding import Outcome
 from eelib.errors import CorpusError, InvalidInputError, MissingExtraError
 from eelib.evaluation.comparison import working
 from eelib.evaluation.weight_reads import WeightReads
@@ -164,13 +165,13 @@ def test_a_classifier_needs_both_kinds_of_tokens(llama):
 def test_draft_and_verify_moves_its_threshold_towards_the_target(llama, heads):
     policy = DraftVerify(3, 4, target=0.9, start_at=0.5, step=0.1, smoothing=0.0)
     state = policy.start(prompts(1)[0], (1, 3, 5))
-    policy.observe(state, 4, 0)
+    policy.observe(state, Outcome(4, 0))
     assert state["threshold"] == pytest.approx(0.6) and state["acceptance"] == pytest.approx(0.45)
     for _ in range(6):
-        policy.observe(state, 4, 4)
+        policy.observe(state, Outcome(4, 4))
     assert state["threshold"] < 0.6 and state["acceptance"] > 0.9
     low = state["threshold"]
-    policy.observe(state, 0, 0)
+    policy.observe(state, Outcome(0, 0))
     assert state["threshold"] == pytest.approx(max(low - 0.1, 0))
     with pytest.raises(InvalidInputError, match=r"target=1\.5"):
         DraftVerify(3, 4, target=1.5)

@@ -7,6 +7,7 @@ import torch
 from tiny import N_BLOCKS, own_text, prompts, random_heads, tiny_model
 
 import eelib
+from eelib.decoding import Outcome
 from eelib.decoding.frontier import Frontier
 
 THRESHOLDS = (0.0, 0.0, 0.0)  # of max_prob: every head always exits, which is an attacker's best
@@ -26,7 +27,7 @@ def most_rejected(policy: eelib.Confidence, emitted: int) -> int:
             drafted = min(policy.draft_limit(state), emitted - done - 1)  # the last token needs no draft
             for accepted in range(drafted + 1):
                 after = copy(state)
-                policy.observe(after, drafted, accepted)
+                policy.observe(after, Outcome(drafted, accepted))
                 reached = by_tokens[done + accepted + 1]
                 total = rejected + drafted - accepted
                 if repr(after) not in reached or reached[repr(after)][1] < total:

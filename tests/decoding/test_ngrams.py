@@ -5,6 +5,7 @@ import torch
 from tiny import own_text, prompts, random_heads
 
 import eelib
+from eelib.decoding import Outcome
 from eelib.decoding.ngrams import NGrams
 from eelib.errors import InvalidInputError
 
@@ -41,7 +42,7 @@ def test_rounds_lengthen_while_all_is_accepted_and_a_poor_record_ends_them():
     for accepted in (2, 4, 8, 3):
         looked_up = policy.look_up(state, torch.tensor([text]))
         lengths.append(len(looked_up))
-        policy.observe(state, len(looked_up), accepted)
+        policy.observe(state, Outcome(len(looked_up), accepted))
         text += looked_up[:accepted]
     assert lengths == [2, 4, 8, 8] and len(policy.look_up(state, torch.tensor([text]))) == 3
     for token in range(10, 20):

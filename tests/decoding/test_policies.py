@@ -8,7 +8,7 @@ import torch
 from tiny import N_BLOCKS, own_text, prompts, random_heads
 
 import eelib
-from eelib.decoding import keep_policy, kept_policy
+from eelib.decoding import Outcome, keep_policy, kept_policy
 from eelib.errors import HeadsError, InvalidInputError
 
 
@@ -53,7 +53,7 @@ def rounds(policy, verdicts):
     for accepted in verdicts:
         limits.append(policy.draft_limit(state))
         drafted = limits[-1]
-        policy.observe(state, drafted, min(accepted, drafted))
+        policy.observe(state, Outcome(drafted, min(accepted, drafted)))
     return limits
 
 
@@ -65,9 +65,10 @@ def test_confidence_backs_off_and_comes_back():
     assert rounds(eelib.Confidence("entropy", (-1.0,), 6, back_off=False), [0, 9, 0]) == [6, 6, 6]
 
 
+@pytest.mark.parametrize("depth", [0.05, 0.8])  # of the exits, as a share of the model
 @pytest.mark.parametrize("price", [0, 0.07, 0.2, 1.5])
-def test_drafting_in_vain_keeps_to_its_budget(price):
-    """Half a pass, 3% of each round, and what the last round spends: whatever heads do, sure or not, right or wrong."""
+def test_drafting_in_vain_keeps_to_its_budget(price, depth):
+    """30% of a pass, 2% of each round, and what the last round spends: whatever heads do, right or wrong."""
     policy, most = eelib.Confidence("entropy", (-1.0,), max_draft=4, price=price), 0.0
     for seed in range(40):
         draw = random.Random(seed)
@@ -76,11 +77,23 @@ def test_drafting_in_vain_keeps_to_its_budget(price):
             limit = policy.draft_limit(state)
             drafted = next((n for n in range(limit) if draw.random() > sure), limit)
             accepted = next((n for n in range(drafted) if draw.random() > right), drafted)
-            policy.observe(state, drafted, accepted)
-            spent += price * min(drafted + 1, limit) - accepted
-            assert spent <= 0.5 + 0.03 * number + 4 * price
+            policy.observe(state, Outcome(drafted, accepted, depth * drafted, min(drafted + 1, limit)))
+            spent += depth * drafted + price * min(drafted + 1, limit) - accepted
+            assert spent <= 0.3 + 0.02 * number + 4 * (price + depth) + 0.005 * number  # rounded to hundredths
         most = max(most, spent)
-    assert most > 0.5 or price < 0.1, "some heads spend it all"
+    assert most > 0.3 or price + depth < 0.1, "some heads spend it all"
+
+
+@pytest.mark.parametrize(("depth", "share"), [(0.1, 0.7), (0.6, 0.5), (0.9, 0.3)])
+def test_right_drafts_are_worth_what_they_save(depth, share):
+    """From an exit so deep that asking costs more than it saves, hardly any token is drafted, though each is right."""
+    policy = eelib.Confidence("entropy", (-1.0,), max_draft=4, price=0.2)
+    state, drafted, done = policy.start(prompts(1)[0], (1,)), 0, 0
+    while done < 300:
+        limit = policy.draft_limit(state)
+        policy.observe(state, Outcome(limit, limit, depth * limit, limit))
+        drafted, done = drafted + limit, done + limit + 1
+    assert (drafted > share * done) if depth < 0.8 else (drafted < share * done), (drafted, done)
 
 
 def test_heads_that_are_always_sure_and_always_wrong_cost_little(model):

@@ -25,7 +25,7 @@ def calibration():
 def outputs():
     model = tiny_model("llama")
     heads = eelib.ExitHeads.init(model, [2, 4], "none")
-    policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4)
+    policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4, back_off=False)
     kwargs = {"heads": heads, "max_new_tokens": 30, "eos_token_id": None}
     plain = [eelib.generate(model, p, policy=eelib.Never(), **kwargs) for p in prompts(3)]
     return [eelib.generate(model, p, policy=policy, **kwargs) for p in prompts(4)], plain

@@ -21,9 +21,9 @@ def noting(policy: eelib.Policy, log: list) -> eelib.Policy:
     kind = type(policy)
 
     class Noting(kind):
-        def observe(self, state, drafted, accepted):
-            log.append([drafted, accepted])
-            kind.observe(self, state, drafted, accepted)
+        def observe(self, state, outcome):
+            log.append([outcome.drafted, outcome.accepted])
+            kind.observe(self, state, outcome)
 
     return Noting(**{name: getattr(policy, name) for name in policy.__dataclass_fields__})
 
