@@ -1,8 +1,8 @@
 """What making heads costs and brings, as ratios within one run: `make bench-heads`. Minutes to an hour; run it alone.
 
-generation: self-generation against `model.generate` at batch 64. training: `mlp` heads with a draft vocabulary against
-full-vocabulary `linear` ones, same text, without and with kept teacher. long: the same on some 100,000 tokens, with
-kept teacher. recipes: two recipes on greedy answers to held-out prompts.
+generation: self-generation against `model.generate` and the `Batcher`. training: `mlp` heads with a draft vocabulary
+against full-vocabulary `linear` ones, same text, without and with kept teacher. long: the same on some 100,000 tokens,
+with kept teacher. recipes: two recipes on greedy answers to held-out prompts.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from eelib.corpus.generation import generate_texts
 from eelib.errors import InvalidInputError
 from eelib.heads.recipe import make_heads
 from eelib.statistics import mean_interval
+from eelib.timing import machine
 
 PROJECT = Path(__file__).parents[2]
 
@@ -41,30 +42,43 @@ PARTS = ("generation", *TRIALS, "recipes")
 
 
 def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.DataFrame:
-    """Tokens that were drawn (the opening was not) a second, warm, interleaved, medians."""
+    """Writers of text: tokens drawn a second (the opening is not), warm, interleaved, medians."""
     turns = Turns.of(tokenizer)
     opening = torch.tensor([turns.opening])
 
-    def ours(rows=576, int8=False):
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "max_length": length, "eos_token_id": None}
+
+    def ours(rows, int8=False):
         generate_texts(model, turns, length, [0.7] * rows, 0.7, 64, torch.Generator().manual_seed(0), int8=int8)
-        return rows
 
-    def ours_int8():
-        return ours(int8=True)
+    def in_turn(rows):
+        batcher = eelib.decoding.Batcher(model, policy=eelib.Never(), rows=rows, **settings)
+        for finished in batcher.run(opening[0] for _ in range(rows)):
+            finished.result()
 
-    def plain(rows=64):
-        settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "max_length": length, "eos_token_id": None}
+    def theirs(rows):
         model.generate(opening.repeat(rows, 1), pad_token_id=0, **settings)
-        return rows
 
-    speeds = {"plain": [], "ours": [], "ours_int8": []}
+    writers = {  # by name, rows and type
+        ("transformers", 64, "float32"): theirs,
+        ("eelib's Batcher", 64, "float32"): in_turn,
+        ("eelib", 64, "float32"): ours,
+        ("eelib", 576, "float32"): ours,
+        ("eelib", 576, "int8"): lambda rows: ours(rows, int8=True),
+    }  # fmt: skip
+    speeds = {name: [] for name in writers}
     for _ in range(repeats + 1):  # the first of each warms up
-        for run in (plain, ours, ours_int8):
+        for name, write in writers.items():
             start = time.perf_counter()
-            rows = run()
-            speeds[run.__name__].append(rows * (length - opening.shape[1]) / (time.perf_counter() - start))
-    medians = {name: float(np.median(found[1:])) for name, found in speeds.items()}
-    return pd.DataFrame([{"writer": name, "tokens/s": v, "ratio": v / medians["plain"]} for name, v in medians.items()])
+            write(name[1])
+            speeds[name].append(name[1] * (length - opening.shape[1]) / (time.perf_counter() - start))
+    table = pd.DataFrame(speeds.keys(), columns=["writer", "rows", "dtype"])
+    table["tokens_per_second"] = [float(np.median(found[1:])) for found in speeds.values()]
+    about = machine()
+    return table.assign(
+        ratio=table.tokens_per_second / table.tokens_per_second[0], command="make bench-heads ARGS=generation",
+        machine=f"{about['processor']}, {about['threads']} threads", date=pd.Timestamp.now().date(),
+    )  # fmt: skip
 
 
 def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
@@ -149,12 +163,16 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["generation", "training"], help=", ".join(PARTS))
     parser.add_argument("--recipes", nargs="+", default=["config/reference_heads.yaml", "config/heads.yaml"])
     parser.add_argument("--folder", type=Path, default=PROJECT / "data" / "bench", help="for what recipes make")
+    parser.add_argument("--write", action="store_true", help="docs/results/writing_speed.csv")
     given = parser.parse_args()
     if set(given.parts) - set(PARTS):
         raise InvalidInputError(f"Unknown parts {given.parts}: expected {', '.join(PARTS)}.")
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
     if "generation" in given.parts:
-        print(generation(model, tokenizer).round(2).to_string(index=False), flush=True)
+        table = generation(model, tokenizer).round({"tokens_per_second": 0, "ratio": 3})
+        print(table.to_string(index=False), flush=True)
+        if given.write:
+            table.to_csv(PROJECT / "docs" / "results" / "writing_speed.csv", index=False)
     for part in [part for part in TRIALS if part in given.parts]:
         corpus = eelib.Corpus.load(eelib.Workspace("smollm2-135m").corpus)
         table = training(model, tokenizer, corpus, given.folder / "teacher", *TRIALS[part])
