@@ -33,7 +33,7 @@ class Lab:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         paths = [PROJECT, PROJECT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])]
-        own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
+        own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime"}
         environment = os.environ | {name: str(folder / place) for name, place in own.items()}
         environment |= {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": os.pathsep.join(map(str, paths))}
         with self._log.open("w", encoding="utf-8") as log:

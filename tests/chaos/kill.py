@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,20 +111,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
         _, whole = run(configured(calm, given.model), calm)
-        command, kills, done = configured(killed, given.model), 0, False
+        command, kills, done, within = configured(killed, given.model), 0, False, Counter()
         while kills < given.kills and not done:
             # So soon that the kills are spread over the whole run, though what was begun in vain is begun again.
             done, _ = run(command, killed, draw.uniform(1, 3 * whole / given.kills))
             kills += not done
+            if not done:
+                within.update(path.name.partition(".")[0] for path in killed.glob("data/runs/*/*.part.ipynb"))
         if not done:
             run(command, killed)
         expected, found = dict(results(calm)), dict(results(killed))
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         left = [str(path) for pattern in LEFT for path in killed.glob(pattern)]
     row = {
-        "model": given.model, "kills": kills, "compared": len(expected), "differing": json.dumps(differing),
-        "left behind": json.dumps(left),
+        "model": given.model, "kills": kills, "within": ", ".join(f"{name} {within[name]}" for name in sorted(within)),
+        "compared": len(expected), "differing": len(differing), "left_behind": len(left),
     }  # fmt: skip
+    print("differing:", differing, "left behind:", left)
     print(json.dumps(row, indent=1))
     file = PROJECT / "docs" / "results" / "kills.csv"
     rows = pd.read_csv(file).to_dict("records") if file.is_file() else []

@@ -73,9 +73,12 @@ def test_rows_share_calls_where_the_model_can(llama):
     assert out.stats.positions_a_call > 4
 
 
-def test_where_a_model_cannot_rows_run_one_by_one_and_it_says_so():
-    model = tiny_model("bloom")  # attention of its own, with linear biases
-    assert "surrounds its blocks" in Ragged.of(Backbone.of(model)).refusal
+@pytest.mark.parametrize(
+    ("name", "why"), [("bloom", "surrounds its blocks"), ("deepseek_v2", "other keys than its cache")]
+)
+def test_where_a_model_cannot_rows_run_one_by_one_and_it_says_so(name, why):
+    model = tiny_architecture(name)  # with linear biases; with keys made of a latent
+    assert why in Ragged.of(Backbone.of(model)).refusal
     out = eelib.generate(model, lengths(3), policy=eelib.Never(), max_new_tokens=6, eos_token_id=None)
     assert not out.stats.shared and out.stats.positions_a_call < 2
 

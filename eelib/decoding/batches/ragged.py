@@ -52,6 +52,10 @@ class Part:
     length: int
 
 
+class _OtherKeys(Exception):
+    """An attention function was given other keys than the cache handed on."""
+
+
 class Ragged:
     """Blocks that take several rows in one call.
 
@@ -69,6 +73,8 @@ class Ragged:
         self._cache = _RowsCache(backbone.model.config, 0)
         try:
             self.refusal = self._refusal(backbone)
+        except _OtherKeys:
+            self.refusal = "its attention reads other keys than its cache holds"
         except Exception as error:  # whatever a model's own code raises that was not written for several rows
             self.refusal = f"with several rows in one call it fails with {type(error).__name__}: {error}"
 
@@ -218,6 +224,8 @@ def _attention_of_rows(
     own, rows, at = _function(replaced, type(module)), [], 0
     grouped = replaced == "sdpa" and not any(kwargs.get(name) for name in ("dropout", "softcap", "is_causal"))
     grouped &= kwargs.get("position_bias") is None and query.shape[1] > key.shape[1]
+    if not hasattr(key, "eelib_rows"):  # as where keys are made of a latent that is cached
+        raise _OtherKeys
     for n, keys, values in key.eelib_rows:
         asked, mask = (
             query[:, :, at : at + n],
