@@ -38,26 +38,35 @@ UNUSABLE = re.compile(r"[{}\"'\x00-\x1f\x7f]")
 """What the path of a workspace may not hold."""
 
 DRIVER = "EELIB_BATCH_PID"
-"""Environment variable, "<process id>@<host>": the driver that a notebook's run belongs to."""
+"""Environment variable, "<process id>@<place>": the driver that a notebook's run belongs to."""
+SCHEDULED = "SLURM_JOB_ID"
+"""Environment variable that Slurm sets in its jobs."""
 BATCH = "EELIB_BATCH_CONFIG"
 """Environment variable, as JSON: file and SHA-256 of the config that a notebook's run belongs to."""
 
 
 def code_hash(notebook: str | Path) -> str:
-    """SHA-256 of a notebook's code cells, without outputs, metadata and text.
+    """SHA-256 of a notebook's code cells.
+
+    Neither outputs, metadata and text count, nor parameters that papermill put in.
 
     Raises:
         InvalidInputError: the file is missing or not a notebook.
     """
-    cells = [cell.source for cell in _read(notebook).cells if cell.cell_type == "code"]
+    cells = [cell.source for cell in _read(notebook).cells if cell.cell_type == "code" and not _is_injected(cell)]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+
+
+def _is_injected(cell) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
 
 
 def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str, object]) -> None:
     """Execute a notebook with papermill and save it as `target`.
 
     It runs in its own folder. `target` is replaced only when every cell has run; a failed notebook is kept beside it as
-    `<name>.failed.ipynb`.
+    `<name>.failed.ipynb`. A scheduler's job that finds another one at work, of a driver that was killed,
+    waits for it and takes its result.
 
     Raises:
         InvalidInputError: `source` is missing, not a notebook, or has no such parameter.
@@ -76,8 +85,12 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
     run["config"] = json.loads(os.environ.get(BATCH, "null"))
     os.environ[RUN] = json.dumps(run, default=str)
     _die_with_driver()
+    waiting, before = -1 if SCHEDULED in os.environ else PATIENCE, _written(target)
     try:
-        with FileLock(target.with_suffix(".lock"), timeout=PATIENCE), Follower(source.stem):
+        with FileLock(target.with_suffix(".lock"), timeout=waiting), Follower(source.stem):
+            if _written(target) != before and _is_of(target, run):
+                print(f"[{source.stem}] made by another job meanwhile", flush=True)
+                return
             try:
                 papermill.execute_notebook(
                     source, part, dict(parameters), kernel_name="python3", cwd=source.parent,
@@ -99,6 +112,16 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
             raise
         part.unlink(missing_ok=True)
         raise no_room(target) from error
+
+
+def _written(target: Path) -> int | None:
+    return target.stat().st_mtime_ns if target.exists() else None
+
+
+def _is_of(executed: Path, run: Mapping[str, object]) -> bool:
+    """Whether a notebook was executed with this code and these parameters."""
+    with_parameters = _read(executed).metadata.get("papermill", {}).get("parameters")
+    return with_parameters == run["parameters"] and code_hash(executed) == run["code"]
 
 
 def check_parameters(source: Path, parameters: Mapping[str, object]) -> None:
@@ -157,13 +180,18 @@ class Follower(logging.Handler):
         print(f"[{self.title}] {message.splitlines()[-1].rstrip('-')[:100]}", flush=True)
 
 
+def _place() -> str:
+    """This process's machine and, if there is one, scheduler's job."""
+    return f"{socket.gethostname()}/{os.environ.get(SCHEDULED, '')}"
+
+
 def _die_with_driver(interval: float = 1.0) -> None:
     """Exit, kernel included, once the driver named in the environment is gone."""
     import psutil
 
-    pid, _, host = os.environ.get(DRIVER, "").partition("@")
-    if host != socket.gethostname():
-        return  # run by hand, or by a scheduler on another machine
+    pid, _, place = os.environ.get(DRIVER, "").partition("@")
+    if place != _place():
+        return  # run by hand, or by a scheduler, which ends its jobs itself
 
     def gone(driver: psutil.Process | None) -> bool:
         try:
@@ -202,7 +230,7 @@ def paper(config: str | Path, options: list[str]) -> int:
     os.chdir(PROJECT)
     digest = hashlib.sha256(config.read_bytes()).hexdigest()
     os.environ[BATCH] = json.dumps({"file": os.path.relpath(config), "sha256": digest})
-    os.environ[DRIVER] = f"{os.getpid()}@{socket.gethostname()}"
+    os.environ[DRIVER] = f"{os.getpid()}@{_place()}"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` in the Snakefile
     workspace = expanded(settings["workspace"])
     lock = workspace / "data" / ".batch.lock"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -233,3 +234,45 @@ def test_a_target_that_another_run_is_making(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "PATIENCE", 0.1)
     with FileLock(target.with_suffix(".lock")), pytest.raises(BatchError, match="Another run is making"):
         batch.run_notebook(source, target, {})
+
+
+def test_a_scheduled_job_takes_what_an_earlier_one_makes_meanwhile(tmp_path, monkeypatch, capsys):
+    """Both run where a driver was killed and started again: its jobs are Slurm's, and go on."""
+    monkeypatch.setenv(batch.SCHEDULED, "7")
+    monkeypatch.setattr(batch, "PATIENCE", 0.1)
+    source, earlier, target = write(tmp_path / "a.ipynb", ""), tmp_path / "b" / "a.ipynb", tmp_path / "runs" / "a.ipynb"
+    batch.run_notebook(source, earlier, {"seed": 1})
+    target.parent.mkdir()
+    with FileLock(target.with_suffix(".lock")):
+        later = threading.Thread(target=batch.run_notebook, args=(source, target, {"seed": 1}))
+        later.start()
+        later.join(1)
+        assert later.is_alive(), "waits for longer than others"
+        made = earlier.rename(target).read_text()
+    later.join()
+    assert "[a] made by another job meanwhile" in capsys.readouterr().out and target.read_text() == made
+    assert not batch._is_of(target, {"parameters": {"seed": 2}, "code": batch.code_hash(source)})
+    assert not batch._is_of(target, {"parameters": {"seed": 1}, "code": "another"})
+
+
+def test_only_jobs_of_a_driver_s_own_machine_end_with_it(monkeypatch):
+    for job, watches in (("", 1), ("7", 0)):
+        monkeypatch.setenv(batch.DRIVER, f"{os.getpid()}@{batch._place()}")
+        monkeypatch.setenv(batch.SCHEDULED, job)
+        before = threading.active_count()
+        batch._die_with_driver()
+        assert threading.active_count() - before == watches
+
+
+def test_the_profile_of_slurm_asks_for_what_the_config_says(tmp_path):
+    """Options in `slurm_extra` that the executor sets itself, such as --gres, make it refuse every job."""
+    profile = yaml.safe_load((PROJECT / "config" / "slurm" / "config.yaml").read_text(encoding="utf-8"))
+    assert profile.pop("executor") == "slurm"  # not installed with the rest
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    done = planned(tmp_path, TWO | {"gpu": 1, "mem_mb": 32000, "runtime": 720}, "--profile", str(tmp_path / "profile"))
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "slurm_extra" not in said, said
+    asked = [line for line in said.splitlines() if "resources:" in line and "machine=" in line]
+    for needed in ("gpu=1", "mem_mb=32000", "runtime=720", "machine=0"):
+        assert len(asked) == 2 * len(NOTEBOOKS) and all(needed in line for line in asked), needed
