@@ -16,7 +16,7 @@ LONG := chaos/test_hostile.py chaos/test_no_room.py chaos/test_two_at_once.py wo
 	evaluation/test_harness_model.py evaluation/test_latency.py heads/test_hub.py heads/test_recipe.py
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full sizes models test test-browser test-quick test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint audit publish verify site
+.PHONY: help paper paper-full sizes models test test-browser test-quick test-scheduler test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint audit publish verify site
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -48,6 +48,9 @@ test-versions: $(READY)  ## run a part of the tests with the oldest and the newe
 
 test-slow: $(READY) $(OFFLINE)  ## run the long checks
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-scheduler: $(READY) $(OFFLINE)  ## run the main job through a real Slurm on this machine; needs root, and says what to install
+	@$(BIN)/python tests/chaos/scheduler.py $(ARGS)
 
 test-browser: $(READY)  ## run the views in JupyterLab and Chromium, clicked and typed at
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)

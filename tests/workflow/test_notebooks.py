@@ -76,7 +76,7 @@ def offline(tmp_path_factory) -> eelib.Workspace:
     return run_batch(folder, {"name": "smollm2-135m", "dtype": "bfloat16"}, targets=("00_quickstart",))
 
 
-def pythia_like(folder: Path) -> Path:
+def pythia_like(folder: Path, seed: int = 0) -> Path:
     """A random GPT-NeoX with a tokenizer of its own, saved as the Hub would hand it out, and text to read."""
     questions = [
         json.loads(line)["prompt"] for line in (PROJECT / "data/benchmarks/gsm8k.jsonl").read_text("utf-8").splitlines()
@@ -88,9 +88,8 @@ def pythia_like(folder: Path) -> Path:
     bytes_of.train_from_iterator(questions, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
     names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     PreTrainedTokenizerFast(tokenizer_object=bytes_of._tokenizer, **names).save_pretrained(folder / "model")
-    tiny_model("gpt_neox", torch.float32, vocab_size=400, max_position_embeddings=1024).save_pretrained(
-        folder / "model"
-    )
+    model = tiny_model("gpt_neox", torch.float32, seed, vocab_size=400, max_position_embeddings=1024)
+    model.save_pretrained(folder / "model")
     return folder / "model"
 
 
