@@ -136,7 +136,7 @@ def time_pieces(
     policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in positions[1:]]
     runs: list[_Run] = []
     for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
-        options = {"do_sample": False, "max_new_tokens": max_new_tokens if number else 8}
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens if number else min(16, max_new_tokens)}
         before = _plain_seconds(model, prompt, **options)
         for which, policy in enumerate(policies):
             log: list[tuple[tuple, float]] = []
@@ -256,6 +256,8 @@ class _TimedFrontier(Frontier):
         if self.began:
             return super()._run(first, last, hidden, start)
         self._span(start, hidden.shape[1])
+        if self._graphs is not None:
+            self._graphs.record_soon(hidden.shape[1])  # while warming up: calls that record take many times as long
         key = ("blocks", first, last, hidden.shape[1])
         return _timed(self.log, key, super()._run, first, last, hidden, start)
 

@@ -9,6 +9,7 @@ import pytest
 from tiny import N_BLOCKS, after, own_text, prompts, random_heads, tiny_model
 
 import eelib
+from eelib.backbone import graphs
 from eelib.errors import InvalidInputError
 from eelib.evaluation.latency import POSITIONS, Timings, _Run, _steady, predict_batches, time_pieces
 from eelib.evaluation.replay import Work, replay_policy
@@ -77,6 +78,18 @@ def test_timing_meets_every_piece_and_changes_no_token(llama):
     assert {key[-1] for key in single.pieces if key[0] == "blocks"} == {1} and ("head", 3) in single.pieces
     with pytest.raises(InvalidInputError, match="at least two"):
         time_pieces(llama, heads, asked[:1])
+
+
+def test_blocks_are_recorded_before_they_are_timed(monkeypatch):
+    """Not after some calls, as in decoding: those that record and compare take many times as long."""
+    monkeypatch.setattr(graphs, "RECORD_AFTER", 10**9)
+    model, made = tiny_model("llama", seed=4), []
+    monkeypatch.setattr(graphs, "_record", lambda *call, record=graphs._record: made.append(call) or record(*call))
+    asked = prompts(3, 7)
+    for number, given in enumerate((asked[:2], asked[1:])):
+        before = len(made)
+        time_pieces(model, random_heads(model), given, max_new_tokens=12)
+        assert (len(made) > before) == (number == 0), "all is recorded while the first prompt warms up"
 
 
 @pytest.fixture
