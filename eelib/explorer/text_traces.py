@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone.probing import check_mode
 from eelib.backbone.segments import Backbone
 from eelib.confidence.metrics import confidence, known_metrics
+from eelib.decoding.lossless import NEAR_TIE_ROUNDINGS
 from eelib.decoding.output import DecodingOutput
 from eelib.errors import InvalidInputError
 from eelib.evaluation.weight_reads import WeightReads
@@ -36,7 +37,7 @@ class TextTraces:
         prompt_length: number of tokens before the first new one.
         tokens: prompt and new tokens.
         pieces: their text. Where several tokens make one character, the last has it and the others are empty.
-        teacher: the full model's token for each new one.
+        teacher: the full model's token for each new one; the text's own where both nearly tie (`NEAR_TIE_ROUNDINGS`).
         drafted: each head's token, -1 where it declines; one layer for each draft in a row that heads tell apart.
         scores: by metric; -inf where a head declines.
         kl: divergence of the full model from each exit [nats].
@@ -135,7 +136,8 @@ def trace_text(
     whole = states[backbone.n_blocks][0, new]
     for start in range(0, n, rows):
         at = slice(start, start + rows)
-        parts.append(_read(heads, [[final[at] for final in of_draft] for of_draft in finals], whole[at]))
+        own = text[begin:][at].to(whole.device)
+        parts.append(_read(heads, [[final[at] for final in of_draft] for of_draft in finals], whole[at], own))
     ids = np.concatenate([part["best"] for part in parts])
     drafted = np.concatenate([part["drafted"] for part in parts], axis=1)
     ends = backbone.model.generation_config.eos_token_id
@@ -177,10 +179,21 @@ def _finals(heads: ExitHeads, states: dict[int, Tensor]) -> list[list[Tensor]]:
     return finals
 
 
-def _read(heads: ExitHeads, finals: Sequence[Sequence[Tensor]], whole: Float[Tensor, "token hidden"]) -> dict:
-    """Scores, tokens and best tokens of some positions at every exit."""
+def _read(
+    heads: ExitHeads,
+    finals: Sequence[Sequence[Tensor]],
+    whole: Float[Tensor, "token hidden"],
+    own: Int[Tensor, " token"],
+) -> dict:
+    """Scores, tokens and best tokens of some positions at every exit.
+
+    own: the tokens of the text that follow them.
+    """
     full = heads.backbone.unembed(whole)
-    teacher = full.argmax(-1)
+    largest, teacher = full.max(-1)
+    gap = largest - full.gather(-1, own[:, None])[:, 0]
+    near_tie = gap <= NEAR_TIE_ROUNDINGS * torch.finfo(full.dtype).eps * largest.abs()
+    teacher = torch.where(near_tie, own, teacher)
     logits = [[heads.read(d, final) for d, final in zip(heads.depths, of, strict=True)] for of in finals]
     tokens = [torch.stack([*map(heads.drafted_tokens, of), teacher], dim=-1) for of in logits]
     scores = [[confidence(one) for one in (*of, full)] for of in logits]

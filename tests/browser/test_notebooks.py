@@ -28,6 +28,7 @@ def delivered(lab, open_notebook):
     return make
 
 
+@pytest.mark.timeout(900)
 def test_the_quickstart_without_heads(delivered, shot):
     """A newcomer's: it trains a small head, and its last sentence says what was gained."""
     notebook = delivered("00_quickstart.ipynb")
@@ -42,6 +43,7 @@ def test_the_quickstart_without_heads(delivered, shot):
     shot(notebook.page, "quickstart_end")
 
 
+@pytest.mark.timeout(900)
 def test_the_tour_of_the_explorer(delivered, shot):
     notebook = delivered("12_explorer.ipynb", "heads", "traces")
     assert notebook.page.locator(f".{KIND}[data-ready=true]").count() >= 2

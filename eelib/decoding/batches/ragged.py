@@ -52,7 +52,7 @@ class Part:
     length: int
 
 
-class _OtherKeys(Exception):
+class _OtherKeysError(Exception):
     """An attention function was given other keys than the cache handed on."""
 
 
@@ -73,7 +73,7 @@ class Ragged:
         self._cache = _RowsCache(backbone.model.config, 0)
         try:
             self.refusal = self._refusal(backbone)
-        except _OtherKeys:
+        except _OtherKeysError:
             self.refusal = "its attention reads other keys than its cache holds"
         except Exception as error:  # whatever a model's own code raises that was not written for several rows
             self.refusal = f"with several rows in one call it fails with {type(error).__name__}: {error}"
@@ -225,7 +225,7 @@ def _attention_of_rows(
     grouped = replaced == "sdpa" and not any(kwargs.get(name) for name in ("dropout", "softcap", "is_causal"))
     grouped &= kwargs.get("position_bias") is None and query.shape[1] > key.shape[1]
     if not hasattr(key, "eelib_rows"):  # as where keys are made of a latent that is cached
-        raise _OtherKeys
+        raise _OtherKeysError
     for n, keys, values in key.eelib_rows:
         asked, mask = (
             query[:, :, at : at + n],
