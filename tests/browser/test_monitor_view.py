@@ -21,7 +21,7 @@ from transformers import StoppingCriteria
 
 model = tiny_model("llama")
 heads = eelib.ExitHeads.init(model, [2, 4], "none")
-policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4)
+policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4, back_off=False)
 found = eelib.calibrate(drawn(4), "margin", 0.7)
 calibration = eelib.Calibration((2, 4), (0.05, 0.05), "margin", 0.7, found.target, "empirical", None, found.table)
 texts = prompts(8)

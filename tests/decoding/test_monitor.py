@@ -51,7 +51,7 @@ def test_false_alarms_are_rarer_than_promised_and_a_shift_is_seen(target):
 def decoded():
     model = tiny_model("llama")
     heads = eelib.ExitHeads.init(model, [2, 4], "none")
-    policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4)
+    policy = eelib.Confidence("margin", (0.05, 0.05), max_draft=4, back_off=False)
     return (
         model,
         heads,
