@@ -240,7 +240,7 @@ def alarms_over_time(table: pd.DataFrame) -> str:
     table = table.dropna(subset="share_of_runs", ignore_index=True)
     if table.empty:
         return NOTHING
-    rates = table.filter(["false_alarm"]).stack()  # without what is missing
+    rates = table.filter(["false_alarm"]).stack().dropna()
     allowed = f" ({rates.iloc[0]:.0%} allowed)" if len(rates) else ""
     (_, unshifted), *others = table.groupby("text", sort=False)
     last = unshifted.sort_values("sequences").iloc[-1]
