@@ -65,8 +65,8 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
     """Execute a notebook with papermill and save it as `target`.
 
     It runs in its own folder. `target` is replaced only when every cell has run; a failed notebook is kept beside it as
-    `<name>.failed.ipynb`. A scheduler's job that finds another one at work, of a driver that was killed,
-    waits for it and takes its result.
+    `<name>.failed.ipynb`. A scheduler's job that finds one of a killed driver at work waits
+    for it, and takes its result.
 
     Raises:
         InvalidInputError: `source` is missing, not a notebook, or has no such parameter.

@@ -92,6 +92,14 @@ def first_mismatch(
     return found | _gap(model, prompt_length, ours, own, generate_kwargs)
 
 
+def nearly_tie(gap, size, dtype: torch.dtype):
+    """Whether gaps are near-ties of best logits this large.
+
+    Numbers or tensors; `size` is the absolute value.
+    """
+    return gap <= NEAR_TIE_ROUNDINGS * torch.finfo(dtype).eps * size
+
+
 def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor, generate_kwargs: dict) -> dict:
     if torch.equal(ours, own):
         return {"first_mismatch": -1, "gap": float("nan"), "rounding": float("nan"), "near_tie": False}
@@ -101,7 +109,7 @@ def _gap(model: PreTrainedModel, prompt_length: int, ours: Tensor, own: Tensor, 
     best = _scores(model, own[None, :prompt_length], own[None, :at], generate_kwargs).topk(2).values
     gap = (best[0] - best[1]).item()
     rounding = torch.finfo(model.dtype).eps * best[0].abs().item()
-    near_tie = gap <= NEAR_TIE_ROUNDINGS * rounding
+    near_tie = nearly_tie(gap, best[0].abs().item(), model.dtype)
     return {"first_mismatch": at - prompt_length, "gap": gap, "rounding": rounding, "near_tie": near_tie}
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.backbone.probing import check_mode
 from eelib.backbone.segments import Backbone
 from eelib.confidence.metrics import confidence, known_metrics
-from eelib.decoding.lossless import NEAR_TIE_ROUNDINGS
+from eelib.decoding.lossless import nearly_tie
 from eelib.decoding.output import DecodingOutput
 from eelib.errors import InvalidInputError
 from eelib.evaluation.weight_reads import WeightReads
@@ -37,7 +37,7 @@ class TextTraces:
         prompt_length: number of tokens before the first new one.
         tokens: prompt and new tokens.
         pieces: their text. Where several tokens make one character, the last has it and the others are empty.
-        teacher: the full model's token for each new one; the text's own where both nearly tie (`NEAR_TIE_ROUNDINGS`).
+        teacher: the full model's token for each new one; the text's own where both nearly tie.
         drafted: each head's token, -1 where it declines; one layer for each draft in a row that heads tell apart.
         scores: by metric; -inf where a head declines.
         kl: divergence of the full model from each exit [nats].
@@ -192,8 +192,7 @@ def _read(
     full = heads.backbone.unembed(whole)
     largest, teacher = full.max(-1)
     gap = largest - full.gather(-1, own[:, None])[:, 0]
-    near_tie = gap <= NEAR_TIE_ROUNDINGS * torch.finfo(full.dtype).eps * largest.abs()
-    teacher = torch.where(near_tie, own, teacher)
+    teacher = torch.where(nearly_tie(gap, largest.abs(), full.dtype), own, teacher)
     logits = [[heads.read(d, final) for d, final in zip(heads.depths, of, strict=True)] for of in finals]
     tokens = [torch.stack([*map(heads.drafted_tokens, of), teacher], dim=-1) for of in logits]
     scores = [[confidence(one) for one in (*of, full)] for of in logits]

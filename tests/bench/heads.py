@@ -76,7 +76,8 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
     table["tokens_per_second"] = [float(np.median(found[1:])) for found in speeds.values()]
     about = machine()
     return table.assign(
-        ratio=table.tokens_per_second / table.tokens_per_second[0], command="make bench-heads ARGS=generation",
+        ratio=table.tokens_per_second / table.tokens_per_second[0],
+        command='make bench-heads ARGS="generation --write"',
         machine=f"{about['processor']}, {about['threads']} threads", date=pd.Timestamp.now().date(),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT)]
 
 import pandas as pd  # noqa: E402
 import psutil  # noqa: E402
-from chaos.batches import LEFT, configured, differing  # noqa: E402
+from chaos.main_job import LEFT, configured, differing  # noqa: E402
 
 
 def run(command: list[str], workspace: Path, limit: float | None = None) -> tuple[bool, float]:

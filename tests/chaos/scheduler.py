@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT)]
 
 import pandas as pd  # noqa: E402
-from chaos.batches import LEFT, configured, differing  # noqa: E402
+from chaos.main_job import LEFT, configured, differing  # noqa: E402
 from chaos.slurm import MARK, Cluster, asked, missing, wait_for  # noqa: E402
 
 MODELS = {"a": "gpt-neox 0", "b": "gpt-neox 1"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from chaos.batches import differing
+from chaos.main_job import differing
 
 
 def workspace(folder: Path, speeds: list[float], equal: float = 1.0) -> Path:
