@@ -26,6 +26,7 @@ LARGEST_TEXT = 2**26
 """Bytes of JSON, YAML or one line of text that are read at most: a hundred times what eelib writes."""
 _LARGEST_YAML = 100_000  # values, counted as often as they are referred to
 _ABOUT = "about"
+_READINGS = 5
 Error = type[EelibError]
 
 
@@ -143,16 +144,39 @@ def read_tensors(
 ) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Tensors of a safetensors file, and what was kept with them.
 
-    Among that, if `write_tensors` wrote the file, is their `digest`.
+    Among that, if `write_tensors` wrote the file, is their `digest`. A file that another takes the place of meanwhile
+    is read again.
 
     Raises:
-        EelibError: of the given class; the file is damaged.
+        EelibError: of the given class; the file is damaged, or is replaced as often as it is read.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = expanded(path)
+    for _ in range(_READINGS):
+        before = _version(path, error)
+        try:
+            found = _read_tensors(path, error)
+        except error:
+            if _version(path, error) == before:
+                raise
+            continue
+        if _version(path, error) == before:  # safetensors opens a path twice, for its header and for its tensors
+            if not scratch:
+                note_input(path)
+            return found
+    raise error(f"{path} is being written: it was replaced {_READINGS} times while it was read. Read it afterwards.")
+
+
+def _version(path: Path, error: Error) -> tuple[int, int, int]:
+    """What tells a file from the one that replaces it."""
     if not path.is_file():
         raise error(f"{path} cannot be read: there is no such file.")
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read_tensors(path: Path, error: Error) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -172,8 +196,6 @@ def read_tensors(
     rest = {name: value for name, value in about.items() if name != "digest"}
     if "digest" in about and about["digest"] != digest_of_tensors(tensors, rest):
         raise error(f"{path} was changed after it was written: its digest does not match. Make it again.")
-    if not scratch:
-        note_input(path)
     return tensors, about
 
 

@@ -8,12 +8,14 @@ import time
 import pytest
 import torch
 from chaos.project import command, run_one, tiny_project
+from safetensors.torch import save_file
 from tiny import PROJECT, chatty, tiny_model
 
 import eelib
-from eelib.errors import HeadsError, TrainingError
+from eelib.errors import HeadsError, InvalidInputError, TrainingError
 from eelib.heads import TrainConfig, make_heads
 from eelib.heads.recipe import Recipe
+from eelib.workspace import atomic_write, read_tensors
 
 RECIPE = Recipe(
     eelib.CorpusConfig(documents=60, length=40, batch_size=60, prompt_length=12), {"depths": [2, 4]},
@@ -93,6 +95,33 @@ def test_threads_that_save_and_load_the_same_heads_meet_only_whole_ones(tmp_path
     assert read and not failed
     assert not [refusal for refusal in refusals if "being written" not in refusal]
     assert not list(tmp_path.glob(".eelib-*"))
+
+
+def test_tensors_that_are_replaced_while_they_are_read_are_of_one_file(tmp_path):
+    """Without a digest too, where a header of one file and tensors of another would go unnoticed."""
+    file, end, mixed, refusals, read = tmp_path / "a.safetensors", time.monotonic() + 1, [], [], 0
+
+    def write(number: int) -> None:
+        while time.monotonic() < end:
+            with atomic_write(file) as temporary:
+                save_file({"a": torch.full((9,), number)}, temporary, {"about": f'{{"number": {number}}}'})
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        try:
+            tensors, about = read_tensors(file)
+        except InvalidInputError as error:
+            refusals.append(str(error))
+            continue
+        read += 1
+        if tensors["a"].unique().tolist() != [about["number"]]:
+            mixed.append(about)
+    for thread in threads:
+        thread.join()
+    assert read and not mixed
+    assert not [said for said in refusals if "being written" not in said and "no such file" not in said]
 
 
 @pytest.mark.slow
