@@ -3,7 +3,8 @@
     python tests/chaos/kill.py [--kills 30] [--model smollm2-135m] [--seed 0]
 
 Runs every notebook small, on a random GPT-NeoX or the offline model, once undisturbed and once with the whole process
-group killed (SIGKILL) at random moments. Compares all tables but for what was timed, and the digests of text, heads and
+group killed (SIGKILL) at random moments; after every fifth kill stopped as by Ctrl-C (SIGINT to the group) or by an
+operator (SIGTERM to the driver), in turn. Compares all tables but for what was timed, and digests of text, heads and
 traces; looks for what must not be left behind; and writes a row into docs/results/kills.csv.
 """
 
@@ -26,9 +27,11 @@ import pandas as pd  # noqa: E402
 import psutil  # noqa: E402
 from chaos.main_job import LEFT, configured, differing  # noqa: E402
 
+STOPS = (*[signal.SIGKILL] * 5, signal.SIGINT, *[signal.SIGKILL] * 5, signal.SIGTERM)
 
-def run(command: list[str], workspace: Path, limit: float | None = None) -> tuple[bool, float]:
-    """Run a batch, killed after `limit` seconds; returns whether it ended by itself, and how long it took."""
+
+def run(command: list[str], workspace: Path, limit: float | None = None, by: int = 0) -> tuple[bool, float]:
+    """Run a batch, sent signal `by` after `limit` seconds; returns whether it ended by itself, and how long it took."""
     started = time.monotonic()
     with open(workspace.parent / f"{workspace.name}.log", "a", encoding="utf-8") as log:
         driver = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
@@ -36,10 +39,10 @@ def run(command: list[str], workspace: Path, limit: float | None = None) -> tupl
             status = driver.wait(limit)
         except subprocess.TimeoutExpired:
             children = psutil.Process(driver.pid).children(recursive=True)
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
+            driver.send_signal(by) if by == signal.SIGTERM else os.killpg(driver.pid, by)
+            driver.wait(120)
             _, alive = psutil.wait_procs(children, timeout=30)  # kernels lead groups of their own, and notice
-            assert not alive, f"processes that outlive their driver by 30 seconds: {alive}"
+            assert not alive, f"processes that outlive their driver, stopped by {by}: {alive}"
             return False, time.monotonic() - started
     assert status == 0, f"the batch failed: see {log.name}"
     return True, time.monotonic() - started
@@ -57,19 +60,21 @@ def main() -> int:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
         models = {"small": given.model}
         _, whole = run([*configured(calm, models), "full"], calm)
-        command, kills, done, within = [*configured(killed, models), "full"], 0, False, Counter()
-        while kills < given.kills and not done:
+        command, done, within, sent = [*configured(killed, models), "full"], False, Counter(), Counter()
+        while sent[signal.SIGKILL] < given.kills and not done:
             # So soon that the kills are spread over the whole run, though what was begun in vain is begun again.
-            done, _ = run(command, killed, draw.uniform(1, 3 * whole / given.kills))
-            kills += not done
+            by = STOPS[sent.total() % len(STOPS)]
+            done, _ = run(command, killed, draw.uniform(1, 3 * whole / given.kills), by)
             if not done:
+                sent[by] += 1
                 within.update(path.name.partition(".")[0] for path in killed.glob("data/runs/*/*.part.ipynb"))
         if not done:
             run(command, killed)
         parted, compared = differing(calm, killed)
         left = [str(path) for pattern in LEFT for path in killed.glob(pattern)]
     row = {
-        "model": given.model, "kills": kills, "within": ", ".join(f"{name} {within[name]}" for name in sorted(within)),
+        "model": given.model, "kills": sent[signal.SIGKILL], "interrupts": sent[signal.SIGINT],
+        "terminations": sent[signal.SIGTERM], "within": ", ".join(f"{name} {within[name]}" for name in sorted(within)),
         "compared": compared, "differing": len(parted), "left_behind": len(left),
     }  # fmt: skip
     print("differing:", parted, "left behind:", left)
