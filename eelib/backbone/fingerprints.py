@@ -21,7 +21,7 @@ def fingerprint(model: PreTrainedModel, whole: Sequence[nn.Module]) -> str:
         path, _, own_name = name.rpartition(".")
         module = model.get_submodule(path)
         with align_module_device(module):  # brings back weights that accelerate keeps on another device or the disk
-            values = getattr(module, own_name).detach().flatten()
+            values = _whole(getattr(module, own_name).detach()).flatten()
         if id(parameter) not in read_whole:
             values = values[:: max(1, values.numel() // 1024)]
         digest.update(name.encode())
@@ -41,8 +41,13 @@ def state(model: PreTrainedModel) -> list:
 
 def sketch(model: PreTrainedModel) -> list[float]:
     """Middle value of every parameter in memory, to tell checkpoints apart."""
-    tensors = [parameter.detach() for parameter in model.parameters() if parameter.device.type != "meta"]
+    tensors = [_whole(parameter.detach()) for parameter in model.parameters() if parameter.device.type != "meta"]
     return torch.stack([t.flatten()[t.numel() // 2].float() for t in tensors]).tolist()
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or what all processes together hold of it (FSDP)."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def alike(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -82,6 +82,15 @@ class Teacher:
         key = f"{self.backbone.fingerprint()} {model.dtype} {self.depths}".encode()
         self.folder = None if folder is None else expanded(folder) / hashlib.sha256(key).hexdigest()[:12]
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the model's weights are spread over processes, which must run it together (FSDP)."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return False
+        from torch.distributed.tensor import DTensor  # takes a second
+
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+
     def outputs(self, sequences: Sequence[Tensor], loss_mask: Sequence[Tensor] | None = None) -> TeacherOutputs:
         """Outputs at the positions that the loss masks let through (None: all).
 

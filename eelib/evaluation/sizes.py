@@ -1,8 +1,9 @@
-"""Model sizes: measured gains; gains and training costs computed for Pythia."""
+"""Model sizes: measured gains; gains and training costs computed for Pythia, and beyond."""
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,37 @@ import pandas as pd
 from eelib.errors import InvalidInputError
 from eelib.workspace.artefacts import read_bytes
 
-PYTHIA_SIZES = {
-    "70M": (6, 512), "160M": (12, 768), "410M": (24, 1024), "1B": (16, 2048), "1.4B": (24, 2048), "2.8B": (32, 2560),
-}  # fmt: skip
-"""Blocks and hidden size by name (arXiv 2304.01373, table 1)."""
 _VOCABULARY = 50304
+
+
+class Dimensions(NamedTuple):
+    """What a model's cost depends on.
+
+    Attributes:
+        blocks: their number.
+        hidden: width of the hidden states.
+        block_weights: of one block.
+        vocabulary: tokens, as many as the unembedding has rows.
+    """
+
+    blocks: int
+    hidden: int
+    block_weights: int
+    vocabulary: int = _VOCABULARY
+
+
+PYTHIA_SIZES = {
+    name: Dimensions(blocks, hidden, 12 * hidden**2)
+    for name, blocks, hidden in (
+        ("70M", 6, 512), ("160M", 12, 768), ("410M", 24, 1024), ("1B", 16, 2048), ("1.4B", 24, 2048), ("2.8B", 32, 2560),
+    )
+}  # fmt: skip
+"""The suite, by name (arXiv 2304.01373, table 1)."""
+LARGE_SIZES = {
+    "Pythia-12B": Dimensions(36, 5120, 12 * 5120**2, 50688),
+    "Llama-3-70B": Dimensions(80, 8192, 2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672, 128256),
+}
+"""Models that need several accelerators (arXiv 2304.01373; 2407.21783, table 3: eight key and value heads)."""
 
 
 def gain_by_size(shares: pd.DataFrame, draft_vocab_size: int = 8192) -> pd.DataFrame:
@@ -34,8 +61,8 @@ def gain_by_size(shares: pd.DataFrame, draft_vocab_size: int = 8192) -> pd.DataF
     for record in shares.to_dict("records"):
         share = np.array([record[name] for name in columns])
         asked = 1 - np.concatenate([[0], share.cumsum()[:-1]])  # of the tokens reach each head
-        for size, (blocks, hidden) in PYTHIA_SIZES.items():
-            weights, unembedding = blocks * 12 * hidden**2, _VOCABULARY * hidden
+        for size, (blocks, hidden, block_weights, vocabulary) in PYTHIA_SIZES.items():
+            weights, unembedding = blocks * block_weights, vocabulary * hidden
             head, full = 4 * hidden**2 + draft_vocab_size * hidden, weights + unembedding
             depths = np.round(np.arange(1, len(share) + 1) / (len(share) + 1) * blocks) / blocks
             read = (share * depths * weights).sum() + (1 - share.sum()) * full + asked.sum() * head
@@ -50,40 +77,46 @@ def training_cost_by_size(
     tokens: int = 8_192_000,
     positions: int = 16_384,
     *,
+    sizes: Mapping[str, Dimensions] | None = None,
+    shards: int = 1,
     n_heads: int = 4,
     draft_vocab_size: int = 8192,
     flops_per_second: float = 1e14,
 ) -> pd.DataFrame:
-    """Computed size, training time and memory of `mlp` heads on Pythia.
+    """Computed size, training time and memory of `mlp` heads.
 
-    With L blocks of width H, V tokens, n heads and D drafted tokens, a token takes 24LH² + 2VH FLOPs in the model,
-    2DH in the teacher's probabilities and 24H² + 4DH in each head, forward and backward. A step holds the model and,
-    for each position, n + 1 states in bfloat16, n arrays of D in float32, and 16 bytes for each trained parameter: the
-    weight, its gradient, and AdamW's two moments.
+    With L blocks of W weights, hidden states of width H, V tokens, n heads and D drafted tokens, a token takes
+    2LW + 2VH FLOPs in the model, 2DH in the teacher's probabilities and 24H² + 4DH in each head, forward and backward.
+    A step holds the model and, for each position, n + 1 states in bfloat16, n arrays of D in float32, and 16 bytes for
+    each trained parameter: the weight, its gradient, and AdamW's two moments.
 
     Args:
         tokens: trained on once. The default: 80% of 20,000 documents of 512 tokens.
         positions: in one step. The default: 32 documents of 512 tokens.
-        flops_per_second: what the accelerator is taken to reach.
+        sizes: models; None for Pythia's suite.
+        shards: accelerators that share the text, and over which the blocks are spread (FSDP). Each holds two whole
+            blocks at a time, and embeddings and heads always. Their communication is not counted.
+        flops_per_second: what an accelerator is taken to reach.
 
     Returns:
         One row a size: size, heads_parameters (rows of the unembedding that the heads copy included), heads_share and
         linear_share (of the model's parameters: these heads, and as many full-vocabulary `linear` ones),
-        gflop_per_token, minutes, gigabytes.
+        gflop_per_token, minutes, gigabytes (of one accelerator).
     """
     rows, drafted = [], draft_vocab_size
-    for size, (blocks, hidden) in PYTHIA_SIZES.items():
-        model = 12 * blocks * hidden**2 + 2 * _VOCABULARY * hidden
+    for size, (blocks, hidden, block_weights, vocabulary) in (PYTHIA_SIZES if sizes is None else sizes).items():
+        weights, embeddings = blocks * block_weights, 2 * vocabulary * hidden
+        held = weights if shards == 1 else weights / shards + 2 * block_weights
         trained = n_heads * mlp_head_parameters(hidden)
         own = trained + drafted * hidden
-        flops = 24 * blocks * hidden**2 + 2 * (_VOCABULARY + drafted) * hidden
+        flops = 2 * weights + 2 * (vocabulary + drafted) * hidden
         flops += n_heads * (24 * hidden**2 + 4 * drafted * hidden)
-        activations = positions * (2 * (n_heads + 1) * hidden + 4 * n_heads * drafted)
+        activations = positions / shards * (2 * (n_heads + 1) * hidden + 4 * n_heads * drafted)
         rows.append({
-            "size": size, "heads_parameters": own, "heads_share": own / model,
-            "linear_share": n_heads * (_VOCABULARY + 1) * hidden / model, "gflop_per_token": flops / 1e9,
-            "minutes": tokens * flops / flops_per_second / 60,
-            "gigabytes": (2 * (model + drafted * hidden) + 16 * trained + activations) / 1e9,
+            "size": size, "heads_parameters": own, "heads_share": own / (weights + embeddings),
+            "linear_share": n_heads * (vocabulary + 1) * hidden / (weights + embeddings), "gflop_per_token": flops / 1e9,
+            "minutes": tokens * flops / flops_per_second / 60 / shards,
+            "gigabytes": (2 * (held + embeddings + drafted * hidden) + 16 * trained + activations) / 1e9,
         })  # fmt: skip
     return pd.DataFrame(rows)
 

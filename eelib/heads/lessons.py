@@ -68,7 +68,12 @@ class Batches:
         for start in range(first // self.together * self.together, len(self), self.together):
             group = self.steps[start : start + self.together]
             shares = [batch[state.process_index :: state.num_processes] for batch in group]
-            parts = [teacher.outputs(*self._texts(share)) for share in shares if share]
+            parts = []
+            for share, batch in zip(shares, group, strict=True):
+                if share:
+                    parts.append(teacher.outputs(*self._texts(share)))
+                elif teacher.sharded:  # the others wait for this process's part of the weights
+                    teacher.outputs(*self._texts(batch[:1]))
             outputs = TeacherOutputs.concatenate(parts) if parts else None
             begins = None
             if self.drafts is not None and parts:

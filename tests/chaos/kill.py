@@ -39,13 +39,24 @@ def run(command: list[str], workspace: Path, limit: float | None = None, by: int
             status = driver.wait(limit)
         except subprocess.TimeoutExpired:
             children = psutil.Process(driver.pid).children(recursive=True)
-            driver.send_signal(by) if by == signal.SIGTERM else os.killpg(driver.pid, by)
-            driver.wait(120)
+            stop(driver, by)
             _, alive = psutil.wait_procs(children, timeout=30)  # kernels lead groups of their own, and notice
             assert not alive, f"processes that outlive their driver, stopped by {by}: {alive}"
             return False, time.monotonic() - started
     assert status == 0, f"the batch failed: see {log.name}"
     return True, time.monotonic() - started
+
+
+def stop(driver: subprocess.Popen, by: int) -> None:
+    """Send a signal, and what somebody would send who waits in vain for a minute: the same again, five times."""
+    for _ in range(6):
+        driver.send_signal(by) if by == signal.SIGTERM else os.killpg(driver.pid, by)
+        try:
+            driver.wait(60)  # SIGTERM lets the notebook end that runs
+            return
+        except subprocess.TimeoutExpired:
+            print(f"a minute after {signal.Signals(by).name} the batch still runs", flush=True)
+    raise AssertionError(f"a batch that {signal.Signals(by).name} does not end")
 
 
 def main() -> int:

@@ -2,10 +2,12 @@ import pandas as pd
 import pytest
 import torch
 from tiny import PROJECT, letters, tiny_model
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 import eelib
 from eelib.errors import InvalidInputError
 from eelib.evaluation.sizes import (
+    LARGE_SIZES,
     PYTHIA_SIZES,
     gain_by_size,
     larger_gain_more,
@@ -39,6 +41,30 @@ def test_what_training_is_computed_to_cost():
     assert (table.linear_share > table.heads_share).all() and table.gigabytes.is_monotonic_increasing
     assert training_cost_by_size(2 * 8_192_000).minutes.tolist() == pytest.approx((2 * table.minutes).tolist())
     written = pd.read_csv(PROJECT / "docs" / "results" / "heads_pythia.csv").set_index("size")
+    pd.testing.assert_frame_equal(written, table, rtol=1e-4, check_dtype=False)
+
+
+def test_what_training_of_large_models_is_computed_to_cost():
+    """The committed table; sizes are those that transformers counts."""
+    counted = {
+        "Pythia-12B": GPTNeoXConfig(
+            vocab_size=50688, hidden_size=5120, num_hidden_layers=36, num_attention_heads=40, intermediate_size=20480
+        ),
+        "Llama-3-70B": LlamaConfig(
+            vocab_size=128256, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+            intermediate_size=28672,
+        ),
+    }  # fmt: skip
+    for name, config in counted.items():
+        with torch.device("meta"):
+            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+        blocks, hidden, block_weights, vocabulary = LARGE_SIZES[name]
+        assert parameters == pytest.approx(blocks * block_weights + 2 * vocabulary * hidden, rel=2e-3)
+    one, eight = (training_cost_by_size(sizes=LARGE_SIZES, shards=shards) for shards in (1, 8))
+    assert (eight.minutes * 8).tolist() == pytest.approx(one.minutes.tolist())
+    assert (eight.gigabytes < one.gigabytes).all() and (eight.gigabytes > one.gigabytes / 8).all()
+    table = pd.concat([one.assign(shards=1), eight.assign(shards=8)], ignore_index=True)
+    written = pd.read_csv(PROJECT / "docs" / "results" / "heads_large.csv")
     pd.testing.assert_frame_equal(written, table, rtol=1e-4, check_dtype=False)
 
 

@@ -98,26 +98,27 @@ def test_made_again_the_heads_are_the_same_bit_for_bit(file, tmp_path):
         assert all(map(torch.equal, heads.state_dict().values(), again.state_dict().values()))
 
 
-def test_two_processes_make_the_heads_of_one(file, tmp_path):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_make_the_heads_of_one(file, tmp_path, processes):
     """Over gloo, as torch launches them on a CPU. Only the order of additions differs."""
     tiny_model("llama", torch.float64).save_pretrained(tmp_path / "model")
     letters().save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "eelib.heads.recipe", str(file), "--model", str(tmp_path / "model"), "--slug", "tiny"]
-    command += ["--dtype", "float64", "--workspace", str(tmp_path / "two")]
+    command += ["--dtype", "float64", "--workspace", str(tmp_path / "several")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("Heads of kind fused are in") == 1, "two that know nothing of each other would both say so"
-    two, one = (eelib.Workspace("tiny", tmp_path / name) for name in ("two", "one"))
+    several, one = (eelib.Workspace("tiny", tmp_path / name) for name in ("several", "one"))
     model, tokenizer = eelib.load_model(tmp_path / "model", dtype="float64", device="cpu")
     made = make_heads(eelib.Recipe.load(file), model, tokenizer, one)
-    assert all(map(torch.equal, made.corpus.train, eelib.Corpus.load(two.corpus).train))
-    for heads, folder in ((made.heads, two.heads), (made.fused, two.fused)):
+    assert all(map(torch.equal, made.corpus.train, eelib.Corpus.load(several.corpus).train))
+    for heads, folder in ((made.heads, several.heads), (made.fused, several.fused)):
         theirs = eelib.ExitHeads.from_pretrained(folder, model).state_dict()
         for name, value in heads.state_dict().items():
             torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-4)  # a step moves them by 3e-3
-    logs = [(workspace.checkpoints / "heads.jsonl").read_text().splitlines() for workspace in (one, two)]
+    logs = [(workspace.checkpoints / "heads.jsonl").read_text().splitlines() for workspace in (one, several)]
     for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert a["tokens"] == b["tokens"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
