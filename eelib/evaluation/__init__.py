@@ -53,7 +53,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "cases": ["load_prompts", "prompt_texts"],
         "execution": ["passes", "program"],
-        "sizes": ["LARGE_SIZES", "PYTHIA_SIZES", "gain_by_size", "larger_gain_more", "read_sizes", "training_cost_by_size"],
+        "sizes": [
+            "LARGE_SIZES",
+            "PYTHIA_SIZES",
+            "gain_by_size",
+            "larger_gain_more",
+            "read_sizes",
+            "training_cost_by_size",
+        ],
         "attacks": [
             "alarm_delays",
             "alarm_runs",

@@ -33,7 +33,8 @@ class Dimensions(NamedTuple):
 PYTHIA_SIZES = {
     name: Dimensions(blocks, hidden, 12 * hidden**2)
     for name, blocks, hidden in (
-        ("70M", 6, 512), ("160M", 12, 768), ("410M", 24, 1024), ("1B", 16, 2048), ("1.4B", 24, 2048), ("2.8B", 32, 2560),
+        ("70M", 6, 512), ("160M", 12, 768), ("410M", 24, 1024),
+        ("1B", 16, 2048), ("1.4B", 24, 2048), ("2.8B", 32, 2560),
     )
 }  # fmt: skip
 """The suite, by name (arXiv 2304.01373, table 1)."""
@@ -114,7 +115,8 @@ def training_cost_by_size(
         activations = positions / shards * (2 * (n_heads + 1) * hidden + 4 * n_heads * drafted)
         rows.append({
             "size": size, "heads_parameters": own, "heads_share": own / (weights + embeddings),
-            "linear_share": n_heads * (vocabulary + 1) * hidden / (weights + embeddings), "gflop_per_token": flops / 1e9,
+            "linear_share": n_heads * (vocabulary + 1) * hidden / (weights + embeddings),
+            "gflop_per_token": flops / 1e9,
             "minutes": tokens * flops / flops_per_second / 60 / shards,
             "gigabytes": (2 * (held + embeddings + drafted * hidden) + 16 * trained + activations) / 1e9,
         })  # fmt: skip

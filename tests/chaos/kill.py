@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--model", default="gpt-neox", help="gpt-neox (tiny and random), or a packaged model")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its background jobs ignore
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
