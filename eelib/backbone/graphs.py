@@ -274,10 +274,12 @@ def _record(block: nn.Module, index: int, call: _Call) -> Callable[..., Tensor] 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's, of conditions on sizes, which comparing covers
-            replay = torch.jit.trace(run, (call.hidden, *call.seen, *tensors, *weights), check_trace=False)
+            given = (call.hidden, *call.seen, *tensors, *weights)
+            # As torch.jit.trace does, which would keep the function for ever in a unit of all the process's functions.
+            graph, _ = torch._C._create_graph_by_tracing(run, given, lambda value: "", True, False)
+            replay = torch._C._create_function_from_graph("replay", graph)
     except Exception:  # whatever a block's code or the tracer raises where it cannot be traced
         return None
-    vars(replay).pop("_torchdynamo_inline", None)  # it would keep the block alive
     return replay if caches[-1].updates == 1 else None
 
 
