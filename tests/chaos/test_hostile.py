@@ -292,6 +292,7 @@ def test_workspaces_that_patterns_cannot_hold(tmp_path, workspace):
 EVIL = "e $(touch pwned); touch pwned & `touch pwned` | touch pwned #"
 
 
+@pytest.mark.slow
 def test_names_through_snakemakes_shell(tmp_path):
     """Workspace, recipe and prompt file of names that a shell would run: used as names, or refused."""
     code = "from pathlib import Path\nPath(workspace, 'said').write_text(f'{recipe}|{prompts}')"

@@ -67,8 +67,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("draws", [DRAWS, pytest.param(6000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    [
+        *((name, DRAWS) for name in ("top-p", "history")),
+        *(pytest.param(name, 6000, marks=pytest.mark.slow) for name in SETTINGS),
+    ],
+)
 def test_distribution_is_the_models_own(shallow, name, draws):
     """Two tokens after the first, which may be drafts, corrections or bonuses, from heads that disagree strongly."""
     kwargs, prompt, heads = SETTINGS[name], prompts(1)[0], random_heads(shallow, depths=(1,), scale=0.2)

@@ -37,7 +37,13 @@ def test_a_product_that_depends_on_its_rows_is_found():
 
 @pytest.fixture(
     scope="module",
-    params=[(f, d) for f in FAMILIES for d in (torch.bfloat16, torch.float32)],
+    params=[
+        *((family, torch.bfloat16) for family in FAMILIES),
+        *(
+            pytest.param((family, torch.float32), marks=() if family in ("llama", "gpt_neox") else pytest.mark.slow)
+            for family in FAMILIES
+        ),
+    ],
     ids=lambda p: f"{p[0]}-{p[1]}",
 )
 def low_precision(request):

@@ -131,7 +131,7 @@ def test_exact_is_probed_anew_for_another_type_or_attention():
     assert not probed or len(RowExact._known[Backbone.of(model)]) > len(probed)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("family", ["granite", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llama", "gemma2"))])
 def test_threads_share_a_model(family):
     model = tiny_model(family, seed=8)
     heads, asked, found, errors = random_heads(model), prompts(4), {}, []

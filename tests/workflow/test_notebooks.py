@@ -173,7 +173,7 @@ ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) 
 
 def test_offline_model_is_lossless_in_float32(offline):
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32", device="cpu")
-    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 2)
     table = eelib.verify_lossless(model, heads, ENTROPIES["entropy up to 2.0 nats"], prompts, max_new_tokens=24)
     assert (table.equal | table.near_tie).all() and table.drafted.sum() > 0
 
@@ -181,7 +181,7 @@ def test_offline_model_is_lossless_in_float32(offline):
 def test_offline_model_is_lossless_in_bfloat16_bit_for_bit(offline):
     """By as many positions at once as this machine's kernels allow; where they allow none, it says so."""
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="bfloat16", device="cpu")
-    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 3)
+    heads, prompts = eelib.ExitHeads.from_pretrained(offline.heads, model), evaluation.load_prompts(tokenizer, 2)
     policies = {"DSSD": ENTROPIES["entropy up to 2.0 nats"], "fixed": eelib.FixedExit(12, 4)}
     try:
         table = eelib.verify_lossless(model, heads, policies, prompts, exact=True, max_new_tokens=24)
