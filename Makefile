@@ -8,6 +8,7 @@ LAB_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 SITE_READY := .venv/.site-ready
+ESLINT := tests/browser/node_modules/.bin/eslint
 # What make test-quick leaves out, by what pytest's --durations says: notebooks, processes, every architecture.
 LONG := chaos/test_hostile.py chaos/test_no_room.py chaos/test_two_at_once.py workflow/test_batch.py \
 	workflow/test_notebooks.py test_contributing.py test_fuzz.py test_locale.py test_readme.py \
@@ -91,6 +92,8 @@ audit: .venv/.audit-ready  ## print known vulnerabilities of the packages in req
 lint: $(READY)  ## check style and formatting, notebooks too
 	@$(BIN)/ruff check eelib workflow tests notebooks
 	@$(BIN)/ruff format --check eelib workflow tests notebooks
+	@if [ -x $(ESLINT) ]; then $(ESLINT) --config tests/browser/eslint.config.mjs eelib/explorer tests/explorer; else \
+		echo 'JavaScript was not checked: npm ci --prefix tests/browser installs what checks it'; fi
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

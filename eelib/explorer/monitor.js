@@ -93,8 +93,8 @@ function chart({ title, about, lines, rules = [], form, from = null, to = null }
   svg.addEventListener("pointerleave", hide);
   svg.addEventListener("blur", hide);
   svg.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -last, End: last }[event.key];
-    if (step) { event.preventDefault(); event.stopPropagation(); show(at + step); }
+    const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -last, End: last }[event.key];
+    if (by) { event.preventDefault(); event.stopPropagation(); show(at + by); }
   });
   return node("figure", {}, node("h3", {}, title), svg, caption);
 }

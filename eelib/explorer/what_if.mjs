@@ -434,7 +434,7 @@ export function neighbours(record, settings) {
 /** Thresholds that let a share of the tokens pass at each head. */
 export function shares(record, metric, share) {
   return record.depths.map((_, head) => {
-    const scores = Array.from({ length: record.n }, (_, i) => record.drafts[0].scores[metric][i * record.width + head]);
+    const scores = [...Array(record.n).keys()].map((i) => record.drafts[0].scores[metric][i * record.width + head]);
     return scores.sort((a, b) => b - a)[Math.min(record.n - 1, Math.floor(share * record.n))];
   });
 }

@@ -182,7 +182,7 @@ export function whatIfView(store) {
     const grid = [0, 0.5, 1].map((x) => tick(X(x), height - foot + 16, percent(x), theme));
     grid.push(h("line", { x1: left, x2: width - 20, y1: Y(1), y2: Y(1), stroke: theme.ink,
       "stroke-dasharray": "2 3" }));
-    for (const y of [low + 0.03, high - 0.03].filter((y) => Math.abs(Y(y) - Y(1)) > 12)) grid.push(tick(left - 6,
+    for (const y of [low + 0.03, high - 0.03].filter((at) => Math.abs(Y(at) - Y(1)) > 12)) grid.push(tick(left - 6,
       Y(y) + 4, y.toFixed(2), theme, "end"));
     grid.push(label(left - 6, Y(1) + 4, "1", { fill: theme.ink, "text-anchor": "end", "font-size": 11 }));
     const metrics = [...new Set(points.found.map(([one]) => one.metric))];

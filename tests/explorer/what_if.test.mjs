@@ -8,7 +8,6 @@ const PASSES = { unit: "passes", block: 0.1, unembedding: 0.4, heads: { 2: 0.05,
 
 /** A text of `right.length` tokens and two heads; `right[i]`: whether each head is right; their score is the token's. */
 function run(right, scores, more = {}) {
-  const n = right.length;
   const teacher = right.map((_, i) => i + 10);
   const said = right.flatMap((of, i) => [...of.map((yes) => (yes ? i + 10 : 1)), i + 10]);
   return load({
