@@ -65,6 +65,17 @@ def test_the_bill_of_materials_lists_what_is_installed_and_what_needs_what():
     assert any(torch_ref in needs[ref] for ref in refs if ref.startswith("pkg:pypi/accelerate@"))
 
 
+@pytest.mark.slow
+def test_the_bill_of_materials_is_valid():
+    """Against CycloneDX's own schema."""
+    reason = "pip install 'cyclonedx-python-lib[json-validation]' to compare it with its schema"
+    pytest.importorskip("cyclonedx.validation.json", reason=reason)
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(supply.sbom()) is None
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
     [
