@@ -220,11 +220,16 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 
 def check_mode(model: PreTrainedModel) -> None:
-    """Refuse a model in training mode with dropout, whose outputs are random.
+    """Refuse a model whose outputs are random (dropout), or that is spread as a whole.
 
     Raises:
         InvalidInputError: it is one.
     """
+    if "FSDPModule" in (base.__name__ for base in type(model).__mro__):
+        raise InvalidInputError(
+            f"{type(model).__name__} is spread over processes as a whole, so it runs only as a whole: call "
+            "`fully_shard` on each of its blocks, and not on the model."
+        )
     config = model.config.get_text_config().to_dict()
     drops = [name for name in config if "drop" in name and "classifier" not in name]  # classifiers are no part of it
     rates = [config[name] for name in drops if isinstance(config[name], float)]

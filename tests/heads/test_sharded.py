@@ -30,6 +30,13 @@ weight = model.model.layers[0].mlp.up_proj.weight
 assert weight.to_local().numel() < weight.numel(), "nothing is spread"
 heads = heads_of(model)
 eelib.train_heads(model, heads, texts(), CONFIG)
+whole = fully_shard(tiny_model("llama", torch.float64), mesh=mesh)
+try:
+    heads_of(whole)
+except eelib.errors.InvalidInputError as refusal:
+    assert "on each of its blocks" in str(refusal)
+else:
+    raise AssertionError("a model that is spread as a whole was not refused")
 if state.is_main_process:
     torch.save(heads.state_dict(), sys.argv[1])
 dist.destroy_process_group()
