@@ -220,7 +220,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 
 def check_mode(model: PreTrainedModel) -> None:
-    """Refuse a model whose outputs are random (dropout), or that is spread as a whole.
+    """Refuse a model with dropout, or spread as a whole.
 
     Raises:
         InvalidInputError: it is one.

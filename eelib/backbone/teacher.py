@@ -84,7 +84,7 @@ class Teacher:
 
     @property
     def sharded(self) -> bool:
-        """Whether the model's weights are spread over processes, which must run it together (FSDP)."""
+        """Whether processes share the weights, and must run together (FSDP)."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return False
         from torch.distributed.tensor import DTensor  # takes a second
