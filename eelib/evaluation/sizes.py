@@ -1,4 +1,4 @@
-"""Model sizes: measured gains; gains and training costs computed for Pythia, and beyond."""
+"""Model sizes: measured gains; computed gains and training costs."""
 
 import io
 from collections.abc import Mapping
