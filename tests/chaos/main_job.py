@@ -70,7 +70,10 @@ def results(workspace: Path, model: str = "*") -> Iterator[tuple[str, str]]:
         table = pd.read_csv(file)
         if file.name.startswith(CHOSEN):
             settled = [name for name in SETTLED if name in table]
-            table = table[settled].sort_values(settled, ignore_index=True) if settled else table[settled]
+            table = table[settled]
+            if "decoder" in table:  # some names say a depth that was chosen
+                table = table.assign(decoder=table.decoder.str.replace(r"=\d+", "", regex=True))
+            table = table.sort_values(settled, ignore_index=True) if settled else table
         untimed = table[[name for name in table if not any(part in name for part in TIMED)]]
         yield file.relative_to(workspace).as_posix(), hashlib.sha256(untimed.to_csv().encode()).hexdigest()
 
