@@ -89,7 +89,7 @@ site: $(SITE_READY)  ## build the docs into site/, with the outputs of the noteb
 audit: .venv/.audit-ready  ## print known vulnerabilities of the packages in requirements.lock; asks a service on the network
 	@$(BIN)/python -m workflow.supply audit
 
-lint: $(READY)  ## check style and formatting, notebooks too
+lint: $(READY)  ## check style and formatting, of notebooks and JavaScript too
 	@$(BIN)/ruff check eelib workflow tests notebooks
 	@$(BIN)/ruff format --check eelib workflow tests notebooks
 	@if [ -x $(ESLINT) ]; then $(ESLINT) --config tests/browser/eslint.config.mjs eelib/explorer tests/explorer; else \

@@ -274,9 +274,9 @@ def _record(block: nn.Module, index: int, call: _Call) -> Callable[..., Tensor] 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's, of conditions on sizes, which comparing covers
-            given = (call.hidden, *call.seen, *tensors, *weights)
+            example = (call.hidden, *call.seen, *tensors, *weights)
             # As torch.jit.trace does, which would keep the function for ever in a unit of all the process's functions.
-            graph, _ = torch._C._create_graph_by_tracing(run, given, lambda value: "", True, False)
+            graph, _ = torch._C._create_graph_by_tracing(run, example, lambda value: "", True, False)
             replay = torch._C._create_function_from_graph("replay", graph)
     except Exception:  # whatever a block's code or the tracer raises where it cannot be traced
         return None

@@ -1,4 +1,4 @@
-// Lint of the explorer's JavaScript and its tests: `npm run lint --prefix tests/browser`.
+// Lint of the explorer's JavaScript and its tests, for `make lint`.
 import js from "@eslint/js";
 import globals from "globals";
 

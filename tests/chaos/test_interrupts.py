@@ -9,7 +9,7 @@ from tiny import PROJECT
 pytestmark = pytest.mark.slow
 
 BEGIN = """
-import itertools, pathlib, torch, eelib
+import pathlib, torch, eelib
 torch.set_num_threads(2)
 model, tokenizer = eelib.load_model({name!r}, dtype="float32")
 heads = eelib.ExitHeads.init(model, [6, 18], "affine")
