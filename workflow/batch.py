@@ -12,11 +12,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -92,10 +95,11 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
                 print(f"[{source.stem}] made by another job meanwhile", flush=True)
                 return
             try:
-                papermill.execute_notebook(
-                    source, part, dict(parameters), kernel_name="python3", cwd=source.parent,
-                    progress_bar=False, log_output=True,
-                )  # fmt: skip
+                with temporary_files(target.with_suffix(".tmp")):
+                    papermill.execute_notebook(
+                        source, part, dict(parameters), kernel_name="python3", cwd=source.parent,
+                        progress_bar=False, log_output=True,
+                    )  # fmt: skip
             except papermill.PapermillExecutionError as error:
                 os.replace(part, failed)
                 raise BatchError(
@@ -112,6 +116,28 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
             raise
         part.unlink(missing_ok=True)
         raise no_room(target) from error
+
+
+@contextmanager
+def temporary_files(folder: Path) -> Iterator[None]:
+    """Temporary files of this process and its children go into a folder of their own, and with it.
+
+    Killed processes leave theirs, a kernel's connection file with its key among them; the next run deletes them. Only
+    one process at a time may use the folder.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"], tempfile.tempdir = str(folder), None  # None: to be read anew
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+        tempfile.tempdir = None
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _written(target: Path) -> int | None:
@@ -237,7 +263,7 @@ def paper(config: str | Path, options: list[str]) -> int:
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         # This lock goes when its process does, so Snakemake's, which outlives a killed run, is not needed.
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=0), temporary_files(lock.with_suffix(".tmp")):
             try:
                 snakemake([
                     "--snakefile", str(PROJECT / "workflow" / "Snakefile"), "--configfile", str(config),

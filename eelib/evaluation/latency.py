@@ -287,8 +287,9 @@ def predict_batches(runs: pd.DataFrame, fitted: Sequence[int]) -> pd.DataFrame:
         fitted: sizes whose runs set the prices; others are predicted.
 
     Returns:
-        One row per size and decoder that counts: rows, kind, gather, measured and predicted [tokens/s] and fitted
-        (whether its size was).
+        One row per size and decoder that counts: rows, kind, gather, measured and predicted [tokens/s], fitted
+        (whether its size was), and what the predicted seconds go to, as shares: share_calls (of blocks),
+        share_positions (in blocks), share_heads, share_tokens.
 
     Raises:
         InvalidInputError: none of the runs is of those sizes.
@@ -302,6 +303,12 @@ def predict_batches(runs: pd.DataFrame, fitted: Sequence[int]) -> pd.DataFrame:
     size = table[counts].abs().max().replace(0, 1.0)  # so that no count weighs more in the fit for its unit
     scaled = (known[counts] / size).to_numpy() / known.seconds.to_numpy()[:, None]
     prices, _ = nnls(scaled, np.ones(len(known)))
-    seconds = (table[counts] / size).to_numpy() @ prices
+    parts = table[counts] / size * prices
+    seconds = parts.sum(axis=1)
+    parts = parts.assign(head_calls=parts.head_calls + parts.head_positions).drop(columns="head_positions")
+    shares = parts.div(seconds, axis=0).set_axis(
+        [f"share_{of}" for of in ("calls", "positions", "heads", "tokens")], axis=1
+    )
     measured, predicted = table.emitted / table.seconds, table.emitted / seconds
-    return table[keys].assign(measured=measured, predicted=predicted, fitted=table.rows.isin(fitted))
+    told = table[keys].assign(measured=measured, predicted=predicted, fitted=table.rows.isin(fitted))
+    return told.join(shares)

@@ -374,10 +374,11 @@ def agreement_and_speed(table: pd.DataFrame) -> str:
 
 
 def speed_in_batches(table: pd.DataFrame) -> str:
-    """Gains in batches, and exits lost to other rows.
+    """Gains in batches, exits lost to other rows, and why.
 
     Args:
-        table: rows, kind, gather, tokens_per_second, speed_ratio with its interval, exits_lost.
+        table: rows, kind, gather, tokens_per_second, speed_ratio with its interval, exits_lost; and, to say why, what
+            `predict_batches` returns.
     """
     check_table(table, "rows", "kind", "gather", "tokens_per_second", *with_interval("speed_ratio"), "exits_lost")
     timed = table.dropna(subset=["speed_ratio"]).assign(gather=table.gather.fillna(""))
@@ -397,4 +398,28 @@ def speed_in_batches(table: pd.DataFrame) -> str:
     if len(lost):
         worst = lost.loc[lost.exits_lost == lost.exits_lost.max()].iloc[0]
         said.append(f'With "{worst.gather}", {worst.exits_lost:.0%} of its exits are lost to other rows.')
+    if "share_calls" in timed:
+        said += _prices_of_batches(timed.dropna(subset=["share_calls"]))
     return paragraph(said)
+
+
+def _prices_of_batches(table: pd.DataFrame) -> list[str]:
+    """What calls take, which rows share, and how well that is predicted."""
+    plain = table[table.kind == "plain"].sort_values("rows")
+    said = []
+    if len(plain) > 1:
+        few, many = plain.iloc[0], plain.iloc[-1]
+        said.append(
+            f"Calls of blocks, all that rows can share, take {few.share_calls:.0%} of plain decoding's time at "
+            f"{few.rows:g} {'row' if few.rows == 1 else 'rows'} and {many.share_calls:.0%} at {many.rows:g}; the rest "
+            "goes by position, of which drafts need more."
+        )
+    others = table[~table.fitted.astype(bool)]
+    if len(others):
+        within = int(((others.predicted / others.tokens_per_second - 1).abs() <= 0.1).sum())
+        sizes = listed(f"{size:g}" for size in sorted(set(table.rows[table.fitted.astype(bool)])))
+        said.append(
+            f"Prices fitted to batches of {sizes} predict the speed of {of_all(within, len(others))} other batches "
+            "within 10%."
+        )
+    return said

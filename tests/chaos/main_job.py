@@ -18,7 +18,7 @@ CHOSEN = ("05_speed", "05_curve", "09_")
 """Beginnings of the names of tables whose settings, and order of rows, the clock chose."""
 SETTLED = ("decoder", "equal", "lossless", "parameters", "n_blocks")
 """Columns of such tables that are equal whatever was chosen."""
-LEFT = ("**/.eelib-*", "**/*.part.ipynb", "**/*.failed.ipynb")
+LEFT = ("**/.eelib-*", "**/*.part.ipynb", "**/*.failed.ipynb", "**/*.tmp")
 """What must not be left behind."""
 
 

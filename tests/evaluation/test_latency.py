@@ -160,5 +160,10 @@ def test_batches_are_predicted_from_their_counts():
     table = predict_batches(pd.DataFrame(rows), (1, 2, 4))
     assert len(table) == 12 and table.fitted.sum() == 9
     np.testing.assert_allclose(table.predicted, table.measured, rtol=1e-6)
+    shares, row = table.filter(like="share_"), rows[0]
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    spent = [price * row[name] / row["seconds"] for name, price in counts.items()]
+    calls, positions, *heads, tokens = spent
+    np.testing.assert_allclose(shares.iloc[0], [calls, positions, sum(heads), tokens])
     with pytest.raises(InvalidInputError, match="expected sizes among"):
         predict_batches(pd.DataFrame(rows), (16,))

@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from chaos.main_job import LEFT
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from tiny import PROJECT
@@ -125,8 +126,9 @@ COMMAND = [sys.executable, "-m", "workflow.batch", "paper", "--config", "config.
 ONE = "data/runs/tiny/01_train_heads.ipynb"
 
 
-def run(project: Path, *options: str) -> tuple[int, str]:
-    done = subprocess.run([*COMMAND, *options], cwd=project, capture_output=True, text=True)
+def run(project: Path, *options: str, **environment: str) -> tuple[int, str]:
+    environment = os.environ | environment
+    done = subprocess.run([*COMMAND, *options], cwd=project, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -157,21 +159,26 @@ def test_round_trip(project):
 @pytest.mark.parametrize(
     "group", [pytest.param(False, id="driver", marks=pytest.mark.slow), pytest.param(True, id="process group")]
 )
-def test_killed_run_leaves_no_orphan_and_the_next_carries_on(project, group):
+def test_killed_run_leaves_nothing_and_the_next_carries_on(project, group, tmp_path_factory):
     (project / "DO").write_text("import time; print('sleeping', flush=True); time.sleep(60)")
+    of_system = {"TMPDIR": str(tmp_path_factory.mktemp("of system"))}
     with open(project / "log", "w", encoding="utf-8") as log:
-        driver = subprocess.Popen([*COMMAND, ONE], cwd=project, stdout=log, stderr=log, start_new_session=True)
+        driver = subprocess.Popen(
+            [*COMMAND, ONE], cwd=project, stdout=log, stderr=log, start_new_session=True, env=os.environ | of_system
+        )
     try:
         wait_for(lambda: "sleeping" in (project / "log").read_text())
+        assert list((project / ONE).with_suffix(".tmp").glob("*.json")), "the kernel's connection file"
         workers = psutil.Process(driver.pid).children(recursive=True)
     finally:
         (os.killpg if group else os.kill)(driver.pid, signal.SIGKILL)
         driver.wait()
     wait_for(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
     (project / "DO").unlink()
-    status, said = run(project, ONE)
+    status, said = run(project, ONE, **of_system)
     assert status == 0 and "01_train_heads: done" in said
-    assert not [*project.rglob(".eelib-*"), *project.rglob("*.part.ipynb")]
+    assert not [left for pattern in LEFT for left in project.glob(pattern)]
+    assert not os.listdir(of_system["TMPDIR"])
 
 
 def wait_for(condition, seconds: float = 30) -> None:
