@@ -208,13 +208,13 @@ def to_latex(table: Table, label: str) -> str:
     """
     columns = list(table.rows.columns)
     rows = [[latex_escape(str(value)) for value in row] for row in table.rows.itertuples(index=False)]
-    widest = max(sum(len(str(value)) + 2 for value in row) for row in [columns, *table.rows.itertuples(index=False)])
+    wide = sum(2 + max(len(str(value)) for value in [name, *table.rows[name]]) for name in columns)
     tabular = [
         rf"\begin{{tabular}}{{{''.join(_PARAGRAPHS.get((table.name, name), 'l') for name in columns)}}}",
         *(r"\toprule", " & ".join(map(latex_escape, columns)) + r" \\", r"\midrule"),
         *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
-    if widest > WIDE:
+    if wide > WIDE:
         tabular = [r"\resizebox{\linewidth}{!}{%", *tabular, "}"]
     caption = latex_escape(table.caption.removesuffix("."))
     cited = rf"~\cite{{{','.join(table.cites)}}}" if table.cites else ""

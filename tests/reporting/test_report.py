@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -221,6 +222,24 @@ def test_names_from_outside_stay_text(folder):
     assert "<b>50%" not in report.to_html(made) and "&lt;b&gt;50%" in report.to_html(made)
     (speed,) = [table for table in made.tables if table.name == "speed"]
     assert r"\textless{}b\textgreater{}50\% \& \_more\_" in tables.to_latex(speed, "x")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="apt-get install texlive-latex-base texlive-latex-recommended")
+def test_tables_compile_and_fit_the_page(written, tmp_path):
+    names = [name.removesuffix(".tex") for name in written if name.endswith(".tex")]
+    for name in (*(f"{name}.tex" for name in names), "report.bib"):
+        (tmp_path / name).write_text(written[name].read_text(encoding="utf-8"), encoding="utf-8")
+    inputs = "".join(rf"\input{{{name}}}\clearpage " for name in names)
+    packages = r"\usepackage[utf8]{inputenc}\usepackage{booktabs,graphicx,url}"
+    end = r"\nocite{*}\bibliographystyle{plain}\bibliography{report}"
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}{end}\end{{document}}"
+    (tmp_path / "all.tex").write_text(document, encoding="utf-8")
+    latex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    for step in (latex, ["bibtex", "all"], latex, latex):
+        done = subprocess.run(step, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+    assert len(names) == 6 and "Overfull" not in done.stdout and "undefined" not in done.stdout, done.stdout[-2000:]
 
 
 def test_latex_escapes():
