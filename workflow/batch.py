@@ -120,10 +120,10 @@ def run_notebook(source: str | Path, target: str | Path, parameters: Mapping[str
 
 @contextmanager
 def temporary_files(folder: Path) -> Iterator[None]:
-    """Temporary files of this process and its children go into a folder of their own, and with it.
+    """Keep temporary files of this process and its children in one folder.
 
-    Killed processes leave theirs, a kernel's connection file with its key among them; the next run deletes them. Only
-    one process at a time may use the folder.
+    It goes afterwards. Killed processes leave theirs, a kernel's connection file with its key among them; the next run
+    deletes them. Only one process at a time may use the folder.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +36,9 @@ class Timings:
     """Seconds of the components of decoding on one machine, medians over calls.
 
     Attributes:
-        pieces: by the keys of `Work.calls`, measured in place, with the caches as other pieces leave them.
+        pieces: seconds by ("call", positions) and ("block", positions), what a call of blocks takes and what each block
+            in it; ("span", positions), ("head", depth), ("unembedding", positions) and ("prefill", positions of the
+            prompt). Measured in place, with the caches as other pieces leave them; blocks are taken to be alike.
         per_round, per_token: bookkeeping, fitted to the remainder; a token is one emitted or drafted.
         plain: seconds per token of plain decoding, interleaved with the pieces, prefill included.
         scale: factor applied to all seconds since they were measured.
@@ -80,32 +82,25 @@ class Timings:
     def table(self) -> pd.DataFrame:
         """One row per piece and number of positions: piece, positions, seconds."""
         rows = []
-        for (piece, *of), seconds in sorted(self.pieces.items(), key=str):
-            name = {"blocks": "blocks {} to {}", "head": "head at {}"}.get(piece, piece).format(*of)
-            rows.append({"piece": name, "positions": 1 if piece == "head" else of[-1], "seconds": seconds})
+        for (piece, of), seconds in sorted(self.pieces.items(), key=str):
+            head = piece == "head"
+            rows.append(
+                {"piece": f"head at {of}" if head else piece, "positions": 1 if head else of, "seconds": seconds}
+            )
         return pd.DataFrame(rows)
 
     def _of(self, key: tuple) -> float:
         piece, *of = key
+        if piece == "blocks":
+            first, last, n = of
+            return self._of(("call", n)) + (last - first) * self._of(("block", n))
         if key in self.pieces:
             return self.pieces[key]
         if piece == "head":
             raise InvalidInputError(
                 f"No head at depth {of[0]} was timed: pass time_pieces the heads that are replayed."
             )
-        n = of[-1]
-        if piece != "blocks":
-            known = {k[-1]: seconds for k, seconds in self.pieces.items() if k[0] == piece}
-            return _between(known, n)
-        first, last, _ = of
-        if {k[-1] for k in self.pieces if k[:3] == ("blocks", first, last)} >= set(POSITIONS):
-            return _between({k[-1]: s for k, s in self.pieces.items() if k[:3] == ("blocks", first, last)}, n)
-        per_block = defaultdict(list)  # other cuts: what a block takes on average
-        for (name, *cut), seconds in self.pieces.items():
-            if name == "blocks":
-                per_block[cut[2]].append((cut[1] - cut[0], seconds))
-        known = {k: sum(s for _, s in found) / sum(b for b, _ in found) for k, found in per_block.items()}
-        return (last - first) * _between(known, n)
+        return _between({n: seconds for (name, n), seconds in self.pieces.items() if name == piece}, of[0])
 
 
 def time_pieces(
@@ -154,8 +149,30 @@ def time_pieces(
         counts.append((run.stats.rounds, run.stats.emitted + run.stats.drafted))
         remains.append((run.stats.seconds - sum(seconds for _, seconds in run.log)) * usual / run.around)
     per_round, per_token = np.linalg.lstsq(np.array(counts, float), np.array(remains), rcond=None)[0].clip(min=0)
-    medians = {key: float(np.median(found)) for key, found in pieces.items()}
-    return Timings(medians, float(per_round), float(per_token), usual)
+    often = {key: found for key, found in pieces.items() if key[0] in ("head", "prefill") or key[-1] in positions}
+    of_blocks = {key[1:]: found for key, found in often.items() if key[0] == "blocks"}
+    medians = {key: float(np.median(found)) for key, found in often.items() if key[0] != "blocks"}
+    return Timings(medians | _per_block(of_blocks), float(per_round), float(per_token), usual)
+
+
+def _per_block(times: Mapping[tuple[int, int, int], Sequence[float]]) -> dict[tuple, float]:
+    """Seconds of a call and of each block in it, by positions.
+
+    A line through the medians of all calls, by number of blocks, each with the weight of its calls. So rare ones, as
+    drafts of one depth are, count for little.
+
+    Args:
+        times: by first block, end and positions.
+    """
+    found = {}
+    for n in {positions for *_, positions in times}:
+        calls = [(last - first, np.median(of), len(of)) for (first, last, at), of in times.items() if at == n]
+        blocks, seconds, weight = np.array(calls, float).T
+        lines = np.stack([np.full_like(blocks, len(set(blocks)) > 1), blocks], axis=1)  # one length: by block alone
+        scale = np.sqrt(weight) / seconds  # relative errors
+        (call, block), _ = nnls(lines * scale[:, None], seconds * scale)
+        found |= {("call", n): float(call), ("block", n): float(block)}
+    return found
 
 
 @dataclass(frozen=True)

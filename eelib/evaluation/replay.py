@@ -2,12 +2,12 @@
 
 Traces are of the final text, so rounds and accepted drafts equal the engine's, up to near-ties, stops and a text that
 ends before its length limit. So do all drafts of a fixed exit whose head never declines. What a head does after a wrong
-draft of a round is in no trace: there, heads are taken to exit as on the text itself.
+draft is in no trace: there, a fixed exit is taken to draft on, and other heads to exit as on the text itself.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -134,6 +134,7 @@ def replay_text(
     """
     first = exits[0]
     work, n = Work(emitted=len(first.at)), len(first.at)
+    drafts_on = replace(first, at=np.zeros_like(first.at), asked=np.ones_like(first.asked))
     work.calls["prefill", prompt_length] += 1
     state = policy.start(text[None, :prompt_length], first.depths)
     line = _Line((0, *first.exit_depths, n_blocks), work.calls)
@@ -150,6 +151,8 @@ def replay_text(
             while True:
                 line.feed()
                 decided = exits[min(len(right), len(exits) - 1)]
+                if isinstance(policy, FixedExit) and False in right:
+                    decided = drafts_on
                 token = min(done + len(right), n - 1)  # behind a wrong draft: as if the text went on so
                 if len(right) == limit:
                     break

@@ -14,7 +14,7 @@ from eelib.confidence.metrics import METRICS, axis_label
 from eelib.decoding.output import DecodingOutput
 from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Outcome, Policy
 from eelib.errors import HeadsError, InvalidInputError
-from eelib.evaluation.latency import POSITIONS, Timings
+from eelib.evaluation.latency import Timings
 from eelib.evaluation.weight_reads import WeightReads
 from eelib.explorer.ladder import ThresholdLadder
 from eelib.explorer.text_traces import TextTraces
@@ -248,7 +248,7 @@ def prices_of(prices: Timings | WeightReads) -> dict:
         return {"unit": "passes", "block": prices.block, "unembedding": prices.unembedding, "heads": heads}
     pieces = [[list(key), seconds] for key, seconds in prices.pieces.items()]
     per = {"per_round": prices.per_round, "per_token": prices.per_token}
-    return {"unit": "seconds", "pieces": pieces, "positions": list(POSITIONS), **per}
+    return {"unit": "seconds", "pieces": pieces, **per}
 
 
 def rounds_of(output: DecodingOutput, traces: TextTraces, policy: Policy | None) -> tuple[Round, ...]:

@@ -214,10 +214,11 @@ export function replay(record, settings) {
   const cuts = asked(settings, record.depths).map(([depth]) => depth);
   const begin = record.prompt_length;
   const state = new Rounds(settings, record.tokens.subarray(0, begin));
-  const draft = (k, done) => {
+  const draft = (k, done, drafts) => {
     const which = Math.min(k, decided.length - 1);
     const token = Math.min(done + k, record.n - 1); // behind a wrong draft: as if the text went on so
-    const at = decided[which].at[token];
+    const draftsOn = settings.kind === "fixed" && drafts.some(({ right }) => !right);
+    const at = draftsOn ? 0 : decided[which].at[token];
     if (at < 0) return null;
     const head = record.depths.indexOf(cuts[at]);
     const said = record.drafts[which].tokens[token * record.width + head];
@@ -231,7 +232,7 @@ export function replay(record, settings) {
     const right = (token, i) => token === record.tokens[begin + done + i];
     return {
       lookedUp: found.map((token, i) => ({ token, depth: 0, score: null, right: right(token, i) })),
-      draft: (k) => (k < limit ? draft(k, done) : null),
+      draft: (k, drafts) => (k < limit ? draft(k, done, drafts) : null),
       declines: (k) => k < limit,
       fed: (k) => done + k < record.n, // the last token of a text is not fed
       observe: (outcome) => state.observe(outcome),
@@ -278,7 +279,7 @@ function play(record, cuts, open, verified = true) {
     }
     while (!plan.lookedUp.length) {
       line.feed();
-      const draft = plan.draft(drafts.length);
+      const draft = plan.draft(drafts.length, drafts);
       if (!draft) {
         if (cuts.length && plan.declines(drafts.length)) {
           line.ask(-1);
@@ -335,23 +336,11 @@ export function pricer(prices) {
     };
     return ([piece, ...key]) => of[piece](...key);
   }
-  const exact = new Map(prices.pieces.map(([key, seconds]) => [key.join(), seconds]));
-  const where = (test) => prices.pieces.filter(([key]) => test(key)).map(([key, seconds]) => [key.at(-1), seconds]);
-  return (key) => {
-    const [piece, first, last] = key;
-    if (exact.has(key.join())) return exact.get(key.join());
-    if (piece === "head") return NaN; // Python refuses prices that lack a head
-    if (piece !== "blocks") return between(where((of) => of[0] === piece), key.at(-1));
-    const own = where((of) => of[0] === "blocks" && of[1] === first && of[2] === last);
-    if (prices.positions.every((n) => own.some(([at]) => at === n))) return between(own, key.at(-1));
-    const average = new Map(); // other cuts: what a block takes on average
-    for (const [[name, from, to, n], seconds] of prices.pieces) {
-      if (name !== "blocks") continue;
-      const [blocks, total] = average.get(n) ?? [0, 0];
-      average.set(n, [blocks + to - from, total + seconds]);
-    }
-    return (last - first) * between([...average].map(([n, [blocks, total]]) => [n, total / blocks]), key.at(-1));
-  };
+  const timed = new Map(prices.pieces.map(([key, seconds]) => [key.join(), seconds]));
+  const of = (piece, at) => timed.get(`${piece},${at}`) // Python refuses prices that lack a head
+    ?? between(prices.pieces.filter(([key]) => key[0] === piece).map(([key, seconds]) => [key[1], seconds]), at);
+  return ([piece, first, last, n]) => (piece === "blocks" ? of("call", n) + (last - first) * of("block", n)
+    : of(piece, first));
 }
 
 /** Cost for n positions, interpolated, or extrapolated from the last two. */

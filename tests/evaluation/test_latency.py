@@ -11,14 +11,14 @@ from tiny import N_BLOCKS, after, own_text, prompts, random_heads, tiny_model
 import eelib
 from eelib.backbone import graphs
 from eelib.errors import InvalidInputError
-from eelib.evaluation.latency import POSITIONS, Timings, _Run, _steady, predict_batches, time_pieces
+from eelib.evaluation.latency import POSITIONS, Timings, _per_block, _Run, _steady, predict_batches, time_pieces
 from eelib.evaluation.replay import Work, replay_policy
 
 TIMED = Timings(
     {
         ("prefill", 7): 0.5, ("prefill", 9): 0.7, ("span", 1): 0.1, ("span", 4): 0.4, ("head", 2): 0.05,
-        ("unembedding", 1): 0.2, ("unembedding", 2): 0.3, ("blocks", 0, 2, 1): 0.2, ("blocks", 2, 6, 1): 0.4,
-        ("blocks", 2, 6, 2): 0.6, ("blocks", 2, 6, 4): 0.8, ("blocks", 2, 6, 8): 1.6,
+        ("unembedding", 1): 0.2, ("unembedding", 2): 0.3, ("call", 1): 0.02, ("call", 4): 0.02, ("call", 8): 0.04,
+        ("block", 1): 0.1, ("block", 2): 0.15, ("block", 4): 0.2, ("block", 8): 0.4,
     },
     per_round=0.01,
     per_token=0.001,
@@ -33,11 +33,9 @@ TIMED = Timings(
         (("span", 2), 0.2),
         (("head", 2), 0.05),
         (("unembedding", 4), 0.5),  # on from the last two
-        (("blocks", 0, 2, 1), 0.2),
-        (("blocks", 2, 6, 3), 0.7),
-        (("blocks", 2, 6, 12), 2.4),
-        (("blocks", 1, 4, 1), 3 * 0.6 / 6),  # another cut: what a block takes on average
-        (("blocks", 0, 2, 6), 2 * 1.2 / 4),
+        (("blocks", 0, 2, 1), 0.02 + 2 * 0.1),
+        (("blocks", 2, 6, 3), 0.02 + 4 * 0.175),
+        (("blocks", 2, 6, 12), 0.06 + 4 * 0.6),
     ],
 )
 def test_seconds_of_a_piece(piece, seconds):
@@ -67,15 +65,15 @@ def test_timings_of_a_slower_minute():
 def test_timing_meets_every_piece_and_changes_no_token(llama):
     heads, asked = random_heads(llama), prompts(3)
     timings = time_pieces(llama, heads, asked, max_new_tokens=16)
-    timed = {key[-1] for key in timings.pieces if key[:3] == ("blocks", 3, N_BLOCKS)}
-    assert timed >= set(POSITIONS[1:])
-    assert {("head", d) for d in heads.depths} | {("prefill", 7)} <= set(timings.pieces)
-    assert {("blocks", *cut, 1) for cut in ((0, 1), (1, 3), (3, 5), (5, 6))} <= set(timings.pieces)
-    assert all(seconds > 0 for seconds in timings.pieces.values()) and timings.per_round >= 0
+    expected = {(piece, n) for piece in ("call", "block", "span", "unembedding") for n in POSITIONS}
+    expected |= {("head", depth) for depth in heads.depths} | {("prefill", 7)}
+    assert set(timings.pieces) == expected
+    assert all(seconds > 0 for (piece, _), seconds in timings.pieces.items() if piece != "call")
+    assert timings.per_round >= 0
     table = timings.table()
-    assert len(table) == len(timings.pieces) and {"blocks 0 to 1", "head at 5", "prefill"} <= set(table.piece)
+    assert len(table) == len(timings.pieces) and {"block", "head at 5", "prefill"} <= set(table.piece)
     single = time_pieces(llama, heads, asked[:2], positions=(1,), max_new_tokens=16)
-    assert {key[-1] for key in single.pieces if key[0] == "blocks"} == {1} and ("head", 3) in single.pieces
+    assert {n for piece, n in single.pieces if piece == "block"} == {1} and ("head", 3) in single.pieces
     with pytest.raises(InvalidInputError, match="at least two"):
         time_pieces(llama, heads, asked[:1])
 
@@ -122,7 +120,10 @@ def test_expected_speed_of_a_policy(priced):
     """Nothing is charged twice and nothing forgotten: on such a clock the expected seconds are the measured ones."""
     (model, heads), asked = priced, prompts(4)
     timings = time_pieces(model, heads, asked[:2], max_new_tokens=20)
-    assert timings.pieces["blocks", 1, 3, 1] == 2 * 2.125 and timings.pieces["unembedding", 4] == 9.0
+    for n in POSITIONS:
+        assert timings.pieces["block", n] == pytest.approx(2 + 0.125 * n)
+        assert timings.pieces["call", n] == pytest.approx(0, abs=1e-9)
+    assert timings.pieces["unembedding", 4] == 9.0
     assert timings.pieces["head", 3] == 3.0 + 7.0 + 0.5 and timings.per_round == timings.per_token == 0
     length = {"max_new_tokens": 20, "eos_token_id": None}
     texts = [own_text(model, prompt, **length)[0] for prompt in asked]
@@ -134,6 +135,14 @@ def test_expected_speed_of_a_policy(priced):
         runs = [eelib.generate(model, p, heads=heads, policy=policy, **length).stats for p in asked]
         work = replay_policy(policy, traces, N_BLOCKS, [7] * len(asked))
         assert timings.seconds(work) == pytest.approx(sum(s.seconds for s in runs))
+
+
+def test_rare_calls_count_little():
+    """A line through calls of several lengths; a disturbed one, all there is of its length, hardly bends it."""
+    seconds = {(0, 2, 1): [5.0] * 40, (2, 6, 1): [9.0] * 40, (0, 6, 1): [26.0], (0, 6, 8): [12.0] * 9}
+    pieces = _per_block(seconds)
+    assert pieces["call", 1] == pytest.approx(1, abs=0.2) and pieces["block", 1] == pytest.approx(2, abs=0.1)
+    assert pieces["call", 8] == 0 and pieces["block", 8] == pytest.approx(2), "one length: by block alone"
 
 
 def test_disturbed_runs_are_left_out_where_there_are_steadier_ones():

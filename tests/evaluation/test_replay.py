@@ -2,13 +2,14 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from tiny import N_BLOCKS, Pattern, after, letters, own_text, prompts, random_heads
 
 import eelib
 from eelib.errors import HeadsError, InvalidInputError
-from eelib.evaluation.replay import Work, replay_policy
+from eelib.evaluation.replay import ExitDecisions, Work, replay_policy, replay_text
 from eelib.evaluation.tuning import OwnTexts
 
 NEW = 24
@@ -96,6 +97,14 @@ def test_long_drafts_are_exact_up_to_the_first_wrong_one(llama, told, policy):
     books = decoded(llama, heads, policy, asked)
     assert (work.rounds, work.accepted, work.emitted) == (books["rounds"], books["accepted"], books["emitted"])
     assert work.drafted >= work.accepted and work.drafted == pytest.approx(books["drafted"], rel=0.3)
+
+
+def test_a_fixed_exit_drafts_on_behind_a_wrong_draft():
+    """As its heads mostly do; on the text itself this one declines at two tokens, where rounds begin without drafts."""
+    at, right = np.array([0, 0, -1, -1, 0, 0]), np.array([False, False, False, False, True, True])
+    exits = ExitDecisions((2,), (2,), at, right, np.ones((6, 1), bool))
+    work = replay_text(eelib.FixedExit(2, 3), [exits], N_BLOCKS, 5, torch.zeros(11, dtype=torch.long))
+    assert (work.rounds, work.drafted, work.accepted) == (4, 3 + 0 + 0 + 2, 2)
 
 
 def test_lookup_and_several_drafts_of_fused_heads(llama):

@@ -51,7 +51,7 @@ def tuned(llama):
     heads, asked = random_heads(llama), prompts(3)
     texts = tuning.OwnTexts.write(llama, asked, max_new_tokens=12, eos_token_id=None)
     pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1}
-    pieces |= {("blocks", a, b, 1): float(b - a) for a, b in ((0, 1), (0, 3), (1, 6), (3, 6), (0, 6))}
+    pieces |= {("call", 1): 0.0, ("block", 1): 1.0}
     timings = Timings(pieces | {("head", depth): 0.01 for depth in heads.depths}, 0.0, 0.0, plain=6.1)
     settings = tuning.layerskip_settings(heads, (1, 4), "LayerSkip, our heads")
     settings = [s for s in settings if s.parameters["depth"] < 5]
@@ -111,7 +111,7 @@ def test_settings_that_look_drafts_up_come_back_from_a_table(tuned):
 def test_plans_of_several_kinds_are_predicted_on_what_plain_decoding_wrote(llama):
     """Heads with lookup and lookup alone: each kind by its own heads and timings, on the texts of the runs."""
     heads, asked = random_heads(llama), prompts(2)
-    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1, ("blocks", 0, 6, 1): 1.0}
+    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1, ("call", 1): 0.0, ("block", 1): 1 / 6}
     timings = Timings(pieces | {("head", depth): 0.1 for depth in heads.depths}, 0.0, 0.0, plain=1.1)
     settings = {"plain": tuning.PLAIN, "lookup": tuning.lookup_settings([4])[0]}
     settings["fixed"] = tuning.Setting("fixed", eelib.FixedExit(3, 2), heads)
@@ -137,8 +137,8 @@ def test_predictions_are_scaled_by_what_plain_decoding_takes(llama):
     """Twice as slow a minute halves what is predicted, and the table says so."""
     texts = tuning.OwnTexts.write(llama, prompts(2), max_new_tokens=8, eos_token_id=None)
     heads = random_heads(llama)
-    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1, ("blocks", 0, 6, 1): 1.0}
-    pieces |= {("blocks", 0, 1, 1): 0.2, ("blocks", 1, 6, 1): 0.8, ("head", 1): 0.1}
+    pieces = {("prefill", 7): 1.0, ("span", 1): 0.0, ("unembedding", 1): 0.1, ("head", 1): 0.1}
+    pieces |= {("call", 1): 0.04, ("block", 1): 0.16}
     timings = Timings(pieces, 0.0, 0.0, plain=1.1)
     policies = {"plain": tuning.PLAIN, "1 x 1": tuning.Setting("fixed", eelib.FixedExit(1, 1), heads)}
     tables, by_kind = {}, {"plain": timings, "fixed": timings}

@@ -50,11 +50,10 @@ def drawn_policy(draw: np.random.Generator, recording: Recording) -> eelib.Polic
 
 
 def drawn_timings(draw: np.random.Generator) -> Timings:
-    """Pieces of some cuts; of others what a block takes on average is known."""
     pieces = {("head", depth): draw.random() for depth in (1, 3, 5)}
     for n in (1, 2, 4, 8):
         pieces |= {("span", n): draw.random(), ("unembedding", n): draw.random(), ("prefill", 3 * n): draw.random()}
-        pieces |= {("blocks", a, b, n): draw.random() for a, b in ((0, 1), (1, 3), (3, 5), (5, 6))}
+        pieces |= {("call", n): draw.random(), ("block", n): draw.random()}
     return Timings(pieces, draw.random(), draw.random(), 1.0)
 
 

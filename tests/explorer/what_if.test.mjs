@@ -66,11 +66,12 @@ test("the clock ends at the cost of all work, and starts with the prompt", () =>
 });
 
 test("prices between the numbers of positions that were timed, and beyond", () => {
-  const pieces = [[["blocks", 0, 6, 1], 1], [["blocks", 0, 6, 2], 1.2], [["blocks", 0, 6, 4], 2], [["blocks", 0, 6, 8], 4], [["span", 1], 0.1]];
-  const price = pricer({ unit: "seconds", pieces, positions: [1, 2, 4, 8] });
-  assert.equal(price(["blocks", 0, 6, 3]), 1.6);
-  assert.equal(price(["blocks", 0, 6, 10]), 5);
-  assert.equal(price(["blocks", 0, 3, 1]), 0.5, "of another cut, what a block takes on average");
+  const timed = { block: [[1, 1], [2, 1.25], [4, 2], [8, 4]], call: [[1, 0.5]], span: [[1, 0.1]] };
+  const pieces = Object.entries(timed).flatMap(([piece, of]) => of.map(([n, seconds]) => [[piece, n], seconds]));
+  const price = pricer({ unit: "seconds", pieces });
+  assert.equal(price(["blocks", 0, 6, 1]), 6.5);
+  assert.equal(price(["blocks", 2, 4, 3]), 2 * 1.625 + 0.5);
+  assert.equal(price(["blocks", 0, 6, 10]), 30.5);
   assert.equal(price(["span", 5]), 0.1);
 });
 
