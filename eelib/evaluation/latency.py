@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from eelib.decoding.engine import generate
 from eelib.decoding.frontier import Frontier
-from eelib.decoding.output import DecodingStats
 from eelib.decoding.policies import Confidence, FixedExit, Never
 from eelib.decoding.session import DecodingCall, Session
 from eelib.errors import InvalidInputError
@@ -25,29 +24,25 @@ from eelib.timing import synchronize
 
 POSITIONS = (1, 2, 4, 8)
 """Numbers of positions in one call at which verification is timed; seconds between them are interpolated."""
-
-
-STEADY = 0.15
-"""Maximum change of plain decoding's speed around an undisturbed run, as a share."""
+QUIET = 0.25
+"""Quantile of a piece's calls that counts as its seconds: other jobs come and go, and slow the calls above it."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of the components of decoding on one machine, medians over calls.
+    """Seconds of the components of decoding on an otherwise idle machine.
 
     Attributes:
         pieces: seconds by ("call", positions) and ("block", positions), what a call of blocks takes and what each block
             in it; ("span", positions), ("head", depth), ("unembedding", positions) and ("prefill", positions of the
             prompt). Measured in place, with the caches as other pieces leave them; blocks are taken to be alike.
         per_round, per_token: bookkeeping, fitted to the remainder; a token is one emitted or drafted.
-        plain: seconds per token of plain decoding, interleaved with the pieces, prefill included.
         scale: factor applied to all seconds since they were measured.
     """
 
     pieces: dict[tuple, float]
     per_round: float
     per_token: float
-    plain: float
     scale: float = 1.0
 
     def seconds(self, work: Work) -> float:
@@ -58,15 +53,11 @@ class Timings:
     def tokens_per_second(self, work: Work) -> float:
         return work.emitted / self.seconds(work)
 
-    def scaled(self, plain: float) -> "Timings":
-        """Timings rescaled to a speed of plain decoding [seconds per token].
-
-        On a shared machine other jobs slow all components alike.
-        """
-        factor = plain / self.plain
+    def scaled(self, factor: float) -> "Timings":
+        """Scale all seconds, as where other jobs slow the machine."""
         return Timings(
             {key: factor * seconds for key, seconds in self.pieces.items()}, factor * self.per_round,
-            factor * self.per_token, plain, factor * self.scale,
+            factor * self.per_token, factor * self.scale,
         )  # fmt: skip
 
     def with_heads(self, other: "Timings", depths: Sequence[int]) -> "Timings":
@@ -74,7 +65,7 @@ class Timings:
 
         For exits by the model's logit lens, of which only a few are timed.
         """
-        pieces = other.scaled(self.plain).pieces
+        pieces = other.scaled(self.pieces["block", 1] / other.pieces["block", 1]).pieces
         seconds = float(np.mean([s for key, s in pieces.items() if key[0] == "head"]))
         blocks = {key: s for key, s in self.pieces.items() if key[0] != "head"}
         return replace(self, pieces=blocks | {("head", depth): seconds for depth in depths})
@@ -113,10 +104,9 @@ def time_pieces(
 ) -> Timings:
     """Time all components of decoding in place.
 
-    These are segments between heads, heads, embedding, unembedding and prefill, timed in runs of policies that between
-    them call each with every number of positions. Each run stands between plain runs of the same prompt, and its
-    seconds are relative to those, so that a slow minute affects all components alike. Runs around which plain decoding
-    changed its speed are dropped if the policy has steadier ones. The first prompt, cut short, warms up.
+    These are blocks, heads, embedding, unembedding and prefill, timed in runs of policies that between them call each
+    with every number of positions. Policies take turns on each prompt, so that every piece meets quiet moments, and the
+    lower quartile of its calls is what it takes then. The first prompt, cut short, warms up.
 
     Args:
         prompts: [1, position] each, at least two.
@@ -129,95 +119,44 @@ def time_pieces(
         raise InvalidInputError(f"{len(prompts)} prompts: expected at least two, since the first one warms up.")
     policies = [Never(), Confidence("max_prob", (2.0,) * len(heads.depths), back_off=False)]  # asks all, in vain
     policies += [FixedExit(depth, n - 1) for depth in heads.depths for n in positions[1:]]
-    runs: list[_Run] = []
+    pieces, counts, remains = defaultdict(list), [], []
     for number, prompt in enumerate(tqdm(prompts, desc="timing the pieces", unit="prompt")):
         options = {"do_sample": False, "max_new_tokens": max_new_tokens if number else min(16, max_new_tokens)}
-        before = _plain_seconds(model, prompt, **options)
-        for which, policy in enumerate(policies):
+        for policy in policies:
             log: list[tuple[tuple, float]] = []
             timed = functools.partial(_Timed, log)
             stats = generate(model, prompt, heads=heads, policy=policy, session=timed, **options).stats
-            after = _plain_seconds(model, prompt, **options)
-            if number:
-                runs.append(_Run(which, before, after, log, stats))
-            before = after
-    usual = float(np.median([run.around for run in runs]))
-    pieces, counts, remains = defaultdict(list), [], []
-    for run in _steady(runs):
-        for key, seconds in run.log:
-            pieces[key].append(seconds * usual / run.around)
-        counts.append((run.stats.rounds, run.stats.emitted + run.stats.drafted))
-        remains.append((run.stats.seconds - sum(seconds for _, seconds in run.log)) * usual / run.around)
+            if not number:
+                continue
+            for key, seconds in log:
+                pieces[key].append(seconds)
+            counts.append((stats.rounds, stats.emitted + stats.drafted))
+            remains.append(stats.seconds - sum(seconds for _, seconds in log))
     per_round, per_token = np.linalg.lstsq(np.array(counts, float), np.array(remains), rcond=None)[0].clip(min=0)
     often = {key: found for key, found in pieces.items() if key[0] in ("head", "prefill") or key[-1] in positions}
     of_blocks = {key[1:]: found for key, found in often.items() if key[0] == "blocks"}
-    medians = {key: float(np.median(found)) for key, found in often.items() if key[0] != "blocks"}
-    return Timings(medians | _per_block(of_blocks), float(per_round), float(per_token), usual)
+    others = {key: float(np.quantile(found, QUIET)) for key, found in often.items() if key[0] != "blocks"}
+    return Timings(others | _per_block(of_blocks), float(per_round), float(per_token))
 
 
 def _per_block(times: Mapping[tuple[int, int, int], Sequence[float]]) -> dict[tuple, float]:
     """Seconds of a call and of each block in it, by positions.
 
-    A line through the medians of all calls, by number of blocks, each with the weight of its calls. So rare ones, as
-    drafts of one depth are, count for little.
+    A line through all calls by number of blocks, each cut with the weight of its calls: one that was rarely met, and
+    disturbed, bends it little.
 
     Args:
         times: by first block, end and positions.
     """
     found = {}
     for n in {positions for *_, positions in times}:
-        calls = [(last - first, np.median(of), len(of)) for (first, last, at), of in times.items() if at == n]
+        calls = [(last - first, np.quantile(of, QUIET), len(of)) for (first, last, at), of in times.items() if at == n]
         blocks, seconds, weight = np.array(calls, float).T
         lines = np.stack([np.full_like(blocks, len(set(blocks)) > 1), blocks], axis=1)  # one length: by block alone
         scale = np.sqrt(weight) / seconds  # relative errors
         (call, block), _ = nnls(lines * scale[:, None], seconds * scale)
         found |= {("call", n): float(call), ("block", n): float(block)}
     return found
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Timed run of one policy.
-
-    Attributes:
-        policy: its number.
-        before, after: seconds per token of plain decoding around it.
-        log: seconds of the pieces.
-        stats: of the run.
-    """
-
-    policy: int
-    before: float
-    after: float
-    log: list[tuple[tuple, float]]
-    stats: DecodingStats
-
-    @property
-    def around(self) -> float:
-        return (self.before + self.after) / 2
-
-    @property
-    def drift(self) -> float:
-        """Change of plain decoding around the run, as a share.
-
-        It shows other jobs that began or ended.
-        """
-        return abs(self.before - self.after) / self.around
-
-
-def _steady(runs: Sequence[_Run]) -> list[_Run]:
-    """Undisturbed runs of each policy, or else the least disturbed one."""
-    kept = []
-    for policy in dict.fromkeys(run.policy for run in runs):
-        own = sorted((run for run in runs if run.policy == policy), key=lambda run: run.drift)
-        kept += [run for run in own if run.drift <= STEADY] or own[:1]
-    return kept
-
-
-def _plain_seconds(model: PreTrainedModel, prompt: Tensor, **generate_kwargs) -> float:
-    """Seconds a token of plain decoding."""
-    stats = generate(model, prompt, policy=Never(), **generate_kwargs).stats
-    return stats.seconds / stats.emitted
 
 
 def _between(known: dict[int, float], n: int) -> float:

@@ -16,7 +16,7 @@ from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Policy
 from eelib.errors import InvalidInputError
 from eelib.evaluation.comparison import Decoder, compare, summarise
 from eelib.evaluation.latency import Timings
-from eelib.evaluation.replay import replay_policy
+from eelib.evaluation.replay import Work, replay_policy
 from eelib.heads.exit_heads import ExitHeads
 
 
@@ -354,8 +354,8 @@ def check_predictions(
 ) -> pd.DataFrame:
     """Predicted beside measured speed of some settings.
 
-    Predictions are scaled by plain decoding's speed at the time of timings and runs, so that the relative costs of the
-    components are tested.
+    Predictions are scaled by what plain decoding took in the runs over what is predicted for it, so that the relative
+    costs of the components are tested.
 
     Args:
         settings: by name, each among the decoders of `runs`.
@@ -365,24 +365,29 @@ def check_predictions(
 
     Returns:
         One row per setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
-        (predicted over measured, less 1), drafted and drafted_measured, scale.
+        (predicted over measured, less 1; median over prompts), drafted and drafted_measured, scale.
     """
     n_blocks = model.config.get_text_config().num_hidden_layers
-    plain = runs[runs.decoder == "plain"]
-    seconds = float((plain.seconds / plain.emitted).median())
     traces_of, rows = {}, []
-    by_prompt = runs.groupby(["decoder", "prompt"]).tokens_per_second.median().groupby("decoder").median()
-    drafted = runs[runs.repeat == 0].groupby("decoder").drafted.sum()
-    for name, setting in settings.items():
-        scaled, heads = timings[setting.kind].scaled(seconds), setting.heads
+
+    def counted(policy: Policy, heads: ExitHeads | None) -> list[Work]:
         if heads not in traces_of:
             traces_of[heads] = [table for _, table in texts.traces(model, heads).groupby("sequence")]
         each = zip(traces_of[heads], texts.prompt_lengths, texts.sequences, strict=True)
-        work = [replay_policy(setting.policy, own, n_blocks, [n], [text]) for own, n, text in each]
-        predicted = float(np.median([scaled.tokens_per_second(one) for one in work]))
+        return [replay_policy(policy, own, n_blocks, [n], [text]) for own, n, text in each]
+
+    plain = runs[runs.decoder == "plain"].groupby("prompt").seconds.median()
+    measured = runs.groupby(["decoder", "prompt"]).tokens_per_second.median()
+    drafted = runs[runs.repeat == 0].groupby("decoder").drafted.sum()
+    for name, setting in settings.items():
+        timed = timings[setting.kind]
+        by_itself = [timed.seconds(work) for work in counted(Never(), setting.heads)]
+        scaled = timed.scaled(float(np.median(plain.to_numpy() / by_itself)))
+        work = counted(setting.policy, setting.heads)
+        predicted, own = np.array([scaled.tokens_per_second(one) for one in work]), measured[name].to_numpy()
         rows.append({
-            "policy": name, "predicted": predicted, "measured": by_prompt[name],
-            "error": predicted / by_prompt[name] - 1, "drafted": sum(one.drafted for one in work),
+            "policy": name, "predicted": np.median(predicted), "measured": np.median(own),
+            "error": np.median(predicted / own) - 1, "drafted": sum(one.drafted for one in work),
             "drafted_measured": drafted[name], "scale": scaled.scale,
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ from tiny import N_BLOCKS, after, own_text, prompts, random_heads, tiny_model
 import eelib
 from eelib.backbone import graphs
 from eelib.errors import InvalidInputError
-from eelib.evaluation.latency import POSITIONS, Timings, _per_block, _Run, _steady, predict_batches, time_pieces
+from eelib.evaluation.latency import POSITIONS, Timings, _per_block, predict_batches, time_pieces
 from eelib.evaluation.replay import Work, replay_policy
 
 TIMED = Timings(
@@ -22,7 +22,6 @@ TIMED = Timings(
     },
     per_round=0.01,
     per_token=0.001,
-    plain=1.0,
 )  # fmt: skip
 
 
@@ -55,8 +54,8 @@ def test_seconds_add_up():
 def test_timings_of_a_slower_minute():
     work = Work(emitted=10, rounds=5, drafted=8, accepted=4, calls=Counter({("head", 2): 8, ("blocks", 2, 6, 3): 5}))
     slow = TIMED.scaled(2.0)
-    assert slow.seconds(work) == pytest.approx(2 * TIMED.seconds(work)) and slow.scale == 2 and slow.plain == 2
-    assert slow.scaled(1.0).scale == pytest.approx(1)
+    assert slow.seconds(work) == pytest.approx(2 * TIMED.seconds(work)) and slow.scale == 2
+    assert slow.scaled(0.5).scale == pytest.approx(1)
     # Heads that were timed in a slower minute count as what they take in this one.
     head = Work(calls=Counter({("head", 4): 1}))
     assert TIMED.with_heads(slow, [4]).seconds(head) == pytest.approx(0.05)
@@ -145,10 +144,20 @@ def test_rare_calls_count_little():
     assert pieces["call", 8] == 0 and pieces["block", 8] == pytest.approx(2), "one length: by block alone"
 
 
-def test_disturbed_runs_are_left_out_where_there_are_steadier_ones():
-    runs = [_Run(0, 1.0, 1.05, [], None), _Run(0, 1.0, 2.0, [], None), _Run(1, 1.0, 3.0, [], None)]
-    runs.append(_Run(1, 1.0, 1.5, [], None))
-    assert _steady(runs) == [runs[0], runs[3]] and runs[1].around == 1.5 and runs[1].drift == pytest.approx(2 / 3)
+def test_other_jobs_that_come_and_go_leave_the_pieces_as_they_are(priced, monkeypatch):
+    """For every second stretch of the clock, all takes three times as long."""
+    (model, heads), asked = priced, prompts(3)
+    quiet = time_pieces(model, heads, asked, max_new_tokens=20)
+    now = time.perf_counter
+    long, start = 500.0, now()
+
+    def disturbed():
+        whole, rest = divmod(now() - start, long)
+        return 2 * long * whole + rest + 2 * max(0.0, rest - long / 2)
+
+    monkeypatch.setattr(time, "perf_counter", disturbed)
+    found = time_pieces(model, heads, asked, max_new_tokens=20).pieces
+    assert found == {key: pytest.approx(seconds, rel=0.02, abs=0.1) for key, seconds in quiet.pieces.items()}
 
 
 def test_batches_are_predicted_from_their_counts():

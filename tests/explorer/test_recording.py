@@ -43,7 +43,7 @@ def test_heads_of_other_depths(decoded, recording):
     with pytest.raises(HeadsError, match=r"ladder of thresholds is for heads at \[2, 4\]"):
         Recording(output, recording.traces, policy, ThresholdLadder.of(drawn(9), **LADDER))
     with pytest.raises(HeadsError, match=r"timings are of heads at \[1\]"):
-        Recording(output, recording.traces, policy, timings=Timings({("head", 1): 1.0}, 0.0, 0.0, 1.0))
+        Recording(output, recording.traces, policy, timings=Timings({("head", 1): 1.0}, 0.0, 0.0))
 
 
 def test_thresholds_of_other_heads(decoded, recording):

@@ -54,7 +54,7 @@ def drawn_timings(draw: np.random.Generator) -> Timings:
     for n in (1, 2, 4, 8):
         pieces |= {("span", n): draw.random(), ("unembedding", n): draw.random(), ("prefill", 3 * n): draw.random()}
         pieces |= {("call", n): draw.random(), ("block", n): draw.random()}
-    return Timings(pieces, draw.random(), draw.random(), 1.0)
+    return Timings(pieces, draw.random(), draw.random())
 
 
 def browser(node, tmp_path, runs: list[Recording], cases: list[dict]) -> list[dict]:
