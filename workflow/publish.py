@@ -121,12 +121,13 @@ def render(project: Path) -> dict[Path, str]:
 
 
 def publish(project: Path) -> list[Path]:
-    """Copy tables and notes of the figures, and write every document."""
+    """Copy tables and notes of the figures, and tables beside them, and write every document."""
     results = project / "docs" / "results"
-    for path in sorted((project / "figures").glob("*/[0-9]*")):
-        if path.suffix in (".csv", ".md"):
-            with atomic_write(results / path.relative_to(project / "figures")) as copy:
-                shutil.copyfile(path, copy)
+    for source, pattern in ((project / "figures", "*/[0-9]*"), (project / "data" / "results", "*/*/*.csv")):
+        for path in sorted(source.glob(pattern)):
+            if path.suffix in (".csv", ".md"):
+                with atomic_write(results / path.relative_to(source)) as copy:
+                    shutil.copyfile(path, copy)
     with atomic_write(results / SUMS) as path:
         path.write_text("".join(f"{digest}  {name}\n" for name, digest in _sums(results)), encoding="utf-8")
     documents = render(project)

@@ -412,7 +412,7 @@ def _prices_of_batches(table: pd.DataFrame) -> list[str]:
         said.append(
             f"Calls of blocks, all that rows can share, take {few.share_calls:.0%} of plain decoding's time at "
             f"{few.rows:g} {'row' if few.rows == 1 else 'rows'} and {many.share_calls:.0%} at {many.rows:g}; the rest "
-            "goes by position, of which drafts need more."
+            "goes by position and token, which exits and drafts do not save."
         )
     others = table[~table.fitted.astype(bool)]
     if len(others):
