@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import PALETTE, depth_style, interval_errors, panels
+from eelib.plotting.style import MARKERS, PALETTE, depth_style, interval_errors, panels, styled
 
 PAPERS_RATIO = 1.66
 """Acceptance of DSSD over LayerSkip's, as reported in the paper (arXiv 2407.21082)."""
@@ -96,11 +96,11 @@ def acceptance_curve(summary: pd.DataFrame, ratios: pd.DataFrame, against: str) 
     figure, (absolute, relative) = panels(2, height=2.6)
     shared = {"capsize": 1.5, "elinewidth": 0.6, "linewidth": 0.8, "markersize": 4}
     kinds = list(dict.fromkeys(summary.kind.dropna()))
-    for kind, color, style in zip(kinds, PALETTE, ("o-", "s-", "^"), strict=False):
+    for kind, color, marker in styled(kinds, PALETTE, MARKERS):
         part = summary[summary.kind == kind]
         absolute.errorbar(
             part.speed_ratio, part.acceptance_rate, xerr=interval_errors(part, "speed_ratio"),
-            yerr=interval_errors(part, "acceptance_rate"), fmt=style, color=color, label=kind, **shared,
+            yerr=interval_errors(part, "acceptance_rate"), fmt=f"{marker}-", color=color, label=kind, **shared,
         )  # fmt: skip
         for row in part.to_dict("records"):
             label = setting_label(row).removeprefix("ε = ")

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import COLUMN, LINES, MARKERS, PALETTE, check_table, panels, with_interval
+from eelib.plotting.style import COLUMN, LINES, MARKERS, PALETTE, check_table, panels, styled, with_interval
 
 
 def speed_under_attack(table: pd.DataFrame) -> Figure:
@@ -19,7 +19,7 @@ def speed_under_attack(table: pd.DataFrame) -> Figure:
     check_table(table, "mode", "file", "prompts", "agreement", *with_interval("speed_ratio"))
     by_file = table[table.prompts == "ordinary"].drop_duplicates(["mode", "file"])
     by_prompt = table[table.file == "honest"].drop_duplicates(["mode", "prompts"], keep="last")
-    markers = dict(zip(table["mode"].unique(), MARKERS, strict=False))
+    markers = dict(styled(table["mode"].unique(), MARKERS))
     figure, (left, right) = panels(2, height=2.9, sharey=True)
     _draw_attack(left, by_file, "file", markers)
     _draw_attack(right, by_prompt, "prompts", markers)
@@ -36,7 +36,7 @@ def speed_under_attack(table: pd.DataFrame) -> Figure:
 
 
 def _draw_attack(axes: Axes, table: pd.DataFrame, group: str, markers: dict[str, str]) -> None:
-    colors = dict(zip(table[group].unique(), PALETTE, strict=False))
+    colors = dict(styled(table[group].unique(), PALETTE))
     for row in table.to_dict("records"):
         color = colors[row[group]]
         interval = [row["speed_ratio_low"], row["speed_ratio_high"]]

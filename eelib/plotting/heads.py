@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import COLUMN, MARKERS, band, check_table, depth_style, panels, with_interval
+from eelib.plotting.style import COLUMN, MARKERS, band, check_table, depth_style, panels, styled, with_interval
 
 
 def agreement_against_cost(table: pd.DataFrame) -> Figure:
@@ -16,7 +16,7 @@ def agreement_against_cost(table: pd.DataFrame) -> Figure:
     """
     check_table(table, "kind", "depth", "cost_in_blocks", "agreement")
     style = depth_style(table.depth.unique())
-    markers = dict(zip(table.kind.unique(), MARKERS, strict=False))
+    markers = dict(styled(table.kind.unique(), MARKERS))
     figure, (axes,) = panels(1, width=COLUMN, height=2.6)
     for (kind, depth), part in table.groupby(["kind", "depth"]):
         part = part.sort_values("cost_in_blocks")

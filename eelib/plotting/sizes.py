@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import MARKERS, PALETTE, band, check_table, interval_errors, panels
+from eelib.plotting.style import MARKERS, PALETTE, band, check_table, interval_errors, panels, styled
 
 
 def agreement_and_speed(table: pd.DataFrame) -> Figure:
@@ -16,7 +16,7 @@ def agreement_and_speed(table: pd.DataFrame) -> Figure:
     models = table.drop_duplicates("model").sort_values("parameters").model.tolist()
     ways = list(dict.fromkeys(table[table.measure == "speed"]["at"]))[::-1]
     figure, (agreement, early, tuned) = panels(3, height=1.4 + 0.14 * len(ways))
-    for number, (model, color, marker) in enumerate(zip(models, PALETTE, MARKERS, strict=False)):
+    for number, (model, color, marker) in enumerate(styled(models, PALETTE, MARKERS)):
         of = table[table.model == model]
         style = {"color": color, "marker": marker, "label": model, "markersize": 3}
         band(agreement, of[of.measure == "agreement"].astype({"at": float}), "at", "value", **style)

@@ -15,6 +15,7 @@ from eelib.plotting.style import (
     check_table,
     interval_errors,
     panels,
+    styled,
     with_interval,
 )
 
@@ -37,7 +38,7 @@ def predicted_speed(table: pd.DataFrame) -> Figure:
         "fixed exits": table.policy.str.contains(" x "),
         "DSSD": table.policy.str.startswith("ε"),
     }
-    for (name, rows), color, marker in zip(groups.items(), PALETTE, "*os", strict=False):
+    for (name, rows), color, marker in styled(groups.items(), PALETTE, "*os"):
         axes.plot(table.measured[rows], table.predicted[rows], marker, color=color, markersize=4, label=name)
     axes.set(xlabel="measured [tokens/s]", ylabel="predicted [tokens/s]", xlim=(low, high), ylim=(low, high))
     axes.legend(fontsize=6, loc="upper left")
@@ -79,7 +80,7 @@ def speed_against_agreement(table: pd.DataFrame, front: Iterable[bool]) -> Figur
     figure, (axes,) = panels(1, height=2.8)
     best = table[list(front)].sort_values("speed_ratio")
     axes.plot(best.speed_ratio, best.token_agreement, "--", color="0.7", linewidth=0.8, zorder=1, label="Pareto front")
-    for (method, part), color, marker in zip(table.groupby("method", sort=False), PALETTE, MARKERS, strict=False):
+    for (method, part), color, marker in styled(table.groupby("method", sort=False), PALETTE, MARKERS):
         axes.plot(part.speed_ratio, part.token_agreement, marker, color=color, markersize=4, label=method)
     axes.axvline(1, color="0.6", linewidth=0.6)
     axes.set(xlabel="speed, ratio to plain", ylabel="share of tokens that are\nthe model's own choice")
@@ -96,8 +97,8 @@ def speed_in_batches(table: pd.DataFrame) -> Figure:
     """
     check_table(table, "rows", "kind", "gather", "tokens_per_second", *with_interval("speed_ratio"), "exits_lost")
     figure, (speed, ratio, lost) = panels(3, height=2.4, width=PAGE)
-    for (kind, of_kind), color in zip(table.groupby("kind", sort=False), PALETTE, strict=False):
-        for (gather, part), line, marker in zip(of_kind.groupby("gather", sort=False), LINES, MARKERS, strict=False):
+    for (kind, of_kind), color in styled(table.groupby("kind", sort=False), PALETTE):
+        for (gather, part), line, marker in styled(of_kind.groupby("gather", sort=False), LINES, MARKERS):
             style = {"color": color, "linestyle": line, "marker": marker, "markersize": 3, "linewidth": 0.9}
             name = f"{kind}, {gather}" if gather else kind
             speed.plot(part.rows, part.tokens_per_second, label=name, **style)
@@ -110,7 +111,7 @@ def speed_in_batches(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="rows at once", xticks=sizes, xticklabels=[f"{size}" for size in sizes])
     ratio.axhline(1, color="0.6", linewidth=0.6)
     speed.set(ylabel="tokens/s, all rows", yscale="log")
-    ratio.set(ylabel="speed, ratio to plain at that size")
+    ratio.set(ylabel="speed, ratio to as many\nplain rows")
     lost.set(ylabel="exits lost to other rows [%]")
     figure.legend(*speed.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6)
     return figure
@@ -141,7 +142,7 @@ def popular_claims(claims: pd.DataFrame, accuracy: pd.DataFrame, claimed_speeds:
     speed.axhline(1, color="0.6", linewidth=0.6)
     speed.set(xlabel="threshold on max_prob", ylabel="speed, ratio to plain", ylim=(0, None), xticks=claims.threshold)
     speed.legend(fontsize=6)
-    for (task, part), color, marker in zip(accuracy.groupby("task", sort=False), PALETTE[1:], "s^D", strict=False):
+    for (task, part), color, marker in styled(accuracy.groupby("task", sort=False), PALETTE[1:], "s^D"):
         errors = interval_errors(part, "value_less_full")
         change.errorbar(
             part.threshold,

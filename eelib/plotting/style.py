@@ -1,7 +1,8 @@
 """Style of all figures, and saving as PDF, PNG and CSV."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -25,6 +26,14 @@ LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 """Dashes, beside colour."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 """Markers, beside colour."""
+
+
+def styled(groups: Iterable, *styles: Iterable) -> Iterator[tuple]:
+    """Each group with a colour, marker or the like, which begin anew.
+
+    So that where there are more groups than styles, none is left out.
+    """
+    return zip(groups, *map(cycle, styles), strict=False)
 
 
 def use_style() -> None:

@@ -38,7 +38,11 @@ def test_the_curve_compares_with_one_rival():
         }),
         "acceptance_ratio", "relative_speed",
     )  # fmt: skip
-    _, relative = plotting.acceptance_curve(DECODERS, ratios, "a").axes
+    kinds = [f"kind {number}" for number in range(12)]
+    absolute, relative = plotting.acceptance_curve(
+        pd.concat([DECODERS[1:2].assign(kind=kind) for kind in kinds]), ratios, "a"
+    ).axes
+    assert absolute.get_legend_handles_labels()[1] == kinds, "more than there are colours and markers"
     assert relative.get_xlabel().endswith("a") and [text.get_text() for text in relative.texts] == [
         "ε = 0.7",
         "ε = 0.9",
