@@ -303,7 +303,8 @@ def read_config(config: Path) -> dict:
         if not isinstance(model, dict) or not all(isinstance(model.get(name), str) for name in ("name", "dtype")):
             raise InvalidInputError(f"The config {config}, model {slug}: expected a name and a dtype.")
     for parameters in (given, *(model.get("parameters") for model in models.values())):
-        if not all(isinstance(of, dict | None) for of in (parameters, *(parameters or {}).values())):
+        by_notebook = parameters if isinstance(parameters, dict) else {}
+        if not all(isinstance(of, dict | None) for of in (parameters, *by_notebook.values())):
             raise InvalidInputError(f"The config {config}: expected parameters by notebook, each by its name.")
     workspace = settings["workspace"]
     if not isinstance(workspace, str) or not workspace or UNUSABLE.search(workspace):

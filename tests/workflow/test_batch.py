@@ -101,6 +101,14 @@ def test_config_that_is_none(tmp_path):
     (tmp_path / "empty.yaml").write_text("seed: 0")
     with pytest.raises(InvalidInputError, match="names no models"):
         batch.paper(tmp_path / "empty.yaml", [])
+    model = {"name": "a", "dtype": "float32"}
+    for parameters in ("text", ["01_train_heads"], 3, {"01_train_heads": "text"}):
+        for config in (
+            {"models": {"a": model}, "parameters": parameters}, {"models": {"a": model | {"parameters": parameters}}}
+        ):  # fmt: skip
+            (tmp_path / "odd.yaml").write_text(yaml.safe_dump(config))
+            with pytest.raises(InvalidInputError, match="expected parameters by notebook"):
+                batch.paper(tmp_path / "odd.yaml", [])
 
 
 @pytest.fixture
