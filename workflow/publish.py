@@ -121,7 +121,7 @@ def render(project: Path) -> dict[Path, str]:
 
 
 def publish(project: Path) -> list[Path]:
-    """Copy tables and notes of the figures, and tables beside them, and write every document."""
+    """Copy tables, and notes of figures, and write every document."""
     results = project / "docs" / "results"
     for source, pattern in ((project / "figures", "*/[0-9]*"), (project / "data" / "results", "*/*/*.csv")):
         for path in sorted(source.glob(pattern)):

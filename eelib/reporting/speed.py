@@ -397,7 +397,7 @@ def speed_in_batches(table: pd.DataFrame) -> str:
     lost = lost[lost.exits_lost > 0]
     if len(lost):
         worst = lost.loc[lost.exits_lost == lost.exits_lost.max()].iloc[0]
-        said.append(f'With "{worst.gather}", {worst.exits_lost:.0%} of its exits are lost to other rows.')
+        said.append(f'With "{worst.gather}", {worst.exits_lost:.0%} of its exits are lost.')
     if "share_calls" in timed:
         said += _prices_of_batches(timed.dropna(subset=["share_calls"]))
     return paragraph(said)
@@ -410,16 +410,12 @@ def _prices_of_batches(table: pd.DataFrame) -> list[str]:
     if len(plain) > 1:
         few, many = plain.iloc[0], plain.iloc[-1]
         said.append(
-            f"Calls of blocks, all that rows can share, take {few.share_calls:.0%} of plain decoding's time at "
-            f"{few.rows:g} {'row' if few.rows == 1 else 'rows'} and {many.share_calls:.0%} at {many.rows:g}; the rest "
-            "goes by position and token, which exits and drafts do not save."
+            f"Calls of blocks, which rows share and exits save, take {few.share_calls:.0%} of plain decoding's time at "
+            f"{few.rows:g} {'row' if few.rows == 1 else 'rows'} and {many.share_calls:.0%} at {many.rows:g}."
         )
     others = table[~table.fitted.astype(bool)]
     if len(others):
         within = int(((others.predicted / others.tokens_per_second - 1).abs() <= 0.1).sum())
         sizes = listed(f"{size:g}" for size in sorted(set(table.rows[table.fitted.astype(bool)])))
-        said.append(
-            f"Prices fitted to batches of {sizes} predict the speed of {of_all(within, len(others))} other batches "
-            "within 10%."
-        )
+        said.append(f"Prices fitted to batches of {sizes} predict {of_all(within, len(others))} others within 10%.")
     return said

@@ -187,16 +187,14 @@ def test_batches():
     assert said.startswith(
         "**At 8 rows, beside plain decoding, early exit (wait) is 1.20 times as fast, DSSD (wait) is slower"
     )
-    assert "transformers is at 0.70.**" in said and said.endswith(
-        'With "all", 40% of its exits are lost to other rows.'
-    )
+    assert "transformers is at 0.70.**" in said and said.endswith('With "all", 40% of its exits are lost.')
     few = plotted.assign(rows=1)  # transformers counts no calls
     few = few.assign(share_calls=[0.7, np.nan, 0.6, 0.6, 0.6], fitted=[True, None, True, True, True])
     many = plotted.assign(share_calls=[0.2, np.nan, 0.1, 0.1, 0.1], fitted=[False, None, False, False, False])
     many["predicted"] = [9.5, np.nan, 9.0, 12.0, 8.5]  # beside 9 measured
     said = reporting.speed_in_batches(pd.concat([few, many], ignore_index=True))
-    assert "take 70% of plain decoding's time at 1 row and 20% at 8;" in said
-    assert said.endswith("Prices fitted to batches of 1 predict the speed of 3 of 4 other batches within 10%.")
+    assert "take 70% of plain decoding's time at 1 row and 20% at 8." in said
+    assert said.endswith("Prices fitted to batches of 1 predict 3 of 4 others within 10%.")
     assert reporting.speed_in_batches(plotted.assign(speed_ratio=np.nan)) == wording.NOTHING
 
 
