@@ -133,7 +133,9 @@ print(work.rounds, work.drafted, work.accepted)
     notebook.page.mouse.down()
     notebook.page.mouse.move(box["x"] + 4, box["y"] + box["height"] / 2, steps=6)
     notebook.page.mouse.up()
-    assert notebook.run(python).strip() == " ".join(seen(name) for name in ("rounds", "drafted", "accepted"))
+    now = " ".join(seen(name) for name in ("rounds", "drafted", "accepted"))
+    said = (notebook.run(python).strip() for _ in range(10))  # the slider's last message may come behind a question
+    assert now in said
     assert len(found) > 1, "ε changes something"
 
 
