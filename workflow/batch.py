@@ -124,9 +124,18 @@ def temporary_files(folder: Path) -> Iterator[None]:
 
     It goes afterwards. Killed processes leave theirs, a kernel's connection file with its key among them; the next run
     deletes them. Only one process at a time may use the folder.
+
+    Raises:
+        DiskFullError: there is no room for it.
+        BatchError: it cannot be made.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        if is_full(error):
+            raise no_room(folder) from error
+        raise BatchError(f"{folder} cannot be made: {error.strerror}. Move away what stands there.") from error
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"], tempfile.tempdir = str(folder), None  # None: to be read anew
     try:

@@ -10,6 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "accuracy",
         "claims",
         "heads",
         "judging",
@@ -22,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "wording",
     ],
     submod_attrs={
+        "accuracy": ["accuracy_against_cost", "anytime_quality"],
         "claims": ["Claim", "judge_claims"],
         "heads": [
             "agreement_against_cost",
@@ -46,9 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "speed": [
             "acceptance_by_exit",
             "acceptance_curve",
-            "accuracy_against_cost",
             "agreement_and_speed",
-            "anytime_quality",
             "baselines",
             "exits_and_speed",
             "popular_claims",

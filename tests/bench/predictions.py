@@ -83,14 +83,14 @@ def main() -> None:
         beside = "" if busy is None else ", a busy process beside the timing"
         print(f"run {number + 1}{beside}: {within} of {len(table)} within 10%\n", flush=True)
         runs.append(table.assign(run=number + 1, disturbed=busy is not None))
+    about = eelib.timing.machine()
     if given.write:
-        about = eelib.timing.machine()
         made = pd.concat(runs).round(4).assign(
             command='make bench-predictions ARGS="--write"', date=pd.Timestamp.now().date(),
             machine=f"{about['processor']}, {about['threads']} threads",
         )  # fmt: skip
         made.to_csv(TABLE, index=False)
-    print(eelib.timing.machine())
+    print(about)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The batch: what runs again and what does not, and that a failure or a kill loses nothing."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from tiny import PROJECT
 
-from eelib.errors import BatchError, InvalidInputError
+from eelib.errors import BatchError, DiskFullError, InvalidInputError
 from workflow import batch
 
 NOTEBOOKS = (
@@ -187,6 +189,30 @@ def test_killed_run_leaves_nothing_and_the_next_carries_on(project, group, tmp_p
     assert status == 0 and "01_train_heads: done" in said
     assert not [left for pattern in LEFT for left in project.glob(pattern)]
     assert not os.listdir(of_system["TMPDIR"])
+
+
+def test_temporary_files_go_and_what_stands_in_their_place_stays(tmp_path, monkeypatch):
+    before, folder, kept = tempfile.gettempdir(), tmp_path / "a.tmp", tmp_path / "kept"
+    folder.mkdir()
+    (folder / "of a killed run").touch()
+    with batch.temporary_files(folder):
+        assert tempfile.gettempdir() == str(folder) and not os.listdir(folder)
+        Path(tempfile.mkstemp()[1]).write_text("more")
+    assert tempfile.gettempdir() == before and not folder.exists()
+    kept.mkdir()
+    (kept / "file").touch()
+    folder.symlink_to(kept)
+    with pytest.raises(BatchError, match="Move away what stands there"), batch.temporary_files(folder):
+        pass
+    assert (kept / "file").exists() and folder.is_symlink()
+    folder.unlink()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DiskFullError), batch.temporary_files(folder):
+        pass
 
 
 def wait_for(condition, seconds: float = 30) -> None:
