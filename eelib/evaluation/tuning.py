@@ -364,8 +364,9 @@ def check_predictions(
         runs: from `compare`, with the decoder "plain".
 
     Returns:
-        One row per setting: policy (its name), predicted and measured (tokens per second, medians over prompts), error
-        (predicted over measured, less 1; median over prompts), drafted and drafted_measured, scale.
+        One row per setting: policy (its name), predicted and measured (tokens per second), error, drafted and
+        drafted_measured, scale. measured is a median over prompts; error is that of predicted over measured on each
+        prompt, less 1; predicted is measured with this error.
     """
     n_blocks = model.config.get_text_config().num_hidden_layers
     traces_of, rows = {}, []
@@ -381,13 +382,13 @@ def check_predictions(
     drafted = runs[runs.repeat == 0].groupby("decoder").drafted.sum()
     for name, setting in settings.items():
         timed = timings[setting.kind]
-        by_itself = [timed.seconds(work) for work in counted(Never(), setting.heads)]
-        scaled = timed.scaled(float(np.median(plain.to_numpy() / by_itself)))
+        expected = [timed.seconds(work) for work in counted(Never(), setting.heads)]
+        scaled = timed.scaled(float(np.median(plain.to_numpy() / expected)))
         work = counted(setting.policy, setting.heads)
-        predicted, own = np.array([scaled.tokens_per_second(one) for one in work]), measured[name].to_numpy()
+        own = measured[name].to_numpy()
+        ratio = np.median([scaled.tokens_per_second(one) for one in work] / own)
         rows.append({
-            "policy": name, "predicted": np.median(predicted), "measured": np.median(own),
-            "error": np.median(predicted / own) - 1, "drafted": sum(one.drafted for one in work),
-            "drafted_measured": drafted[name], "scale": scaled.scale,
+            "policy": name, "predicted": ratio * np.median(own), "measured": np.median(own), "error": ratio - 1,
+            "drafted": sum(one.drafted for one in work), "drafted_measured": drafted[name], "scale": scaled.scale,
         })  # fmt: skip
     return pd.DataFrame(rows)
