@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from eelib.errors import EelibError, InvalidInputError
-from eelib.workspace import atomic_write, expanded, read_note, write_note
+from eelib.workspace import atomic_write, expanded, read_note, renew_record, write_note
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -77,6 +77,7 @@ def retell(folder: str | Path) -> None:
     """Write a folder's sentences anew from its tables; provenance stays."""
     for note in _notes(folder):
         write_note(note, sentence(note.with_suffix(".csv")), read_note(note)[1])
+        renew_record(note)
 
 
 def assemble(folder: str | Path) -> Path:

@@ -100,7 +100,11 @@ class Session:
         self._read = attended(call.model, call.input_ids, call.generation_config, call.model_kwargs, call.given)
         self._unread = int((~self._read).sum())
         if self._unread and call.exact:
-            raise UnsupportedError("exact=True with masked tokens is not supported: remove them from the prompt.")
+            raise UnsupportedError(
+                f"exact=True with masked tokens is not supported, and {self._unread} of this prompt are masked: remove "
+                "them, or pass an attention_mask of ones. Without a mask, transformers masks every pad_token_id that "
+                "eos_token_id does not name, also inside a prompt."
+            )
         self._reads_previous = call.heads is not None and call.heads.reads_previous
         if self._reads_previous and not call.verify:
             raise UnsupportedError(

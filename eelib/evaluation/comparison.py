@@ -270,7 +270,7 @@ def left_padded(model: PreTrainedModel, padding: int = 0, **generate_kwargs: Any
         ids = torch.cat([F.pad(prompt, (longest - prompt.shape[1], 0), value=padding) for prompt in prompts])
         mask = torch.cat([F.pad(torch.ones_like(prompt), (longest - prompt.shape[1], 0)) for prompt in prompts])
         ids, mask = ids.to(model.device), mask.to(model.device)
-        return model.generate(ids, attention_mask=mask, pad_token_id=padding, **generate_kwargs)
+        return model.generate(ids, attention_mask=mask, **generate_kwargs | {"pad_token_id": padding})
 
     return decode
 

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "layout": ["Workspace", "expanded", "home"],
         "writing": ["atomic_write", "staged", "write_whole"],
-        "ledger": ["Provenance", "note_input", "provenance", "recorded"],
+        "ledger": ["Provenance", "note_input", "provenance", "recorded", "renew_record"],
         "artefacts": [
             "read_json", "read_lines", "read_note", "read_table", "read_tensors", "read_yaml", "write_json",
             "write_note", "write_table", "write_tensors",

@@ -89,6 +89,15 @@ def check_recorded(path: Path, found: str) -> str | None:
     return known if known != found else None
 
 
+def renew_record(file: str | Path) -> None:
+    """Record a file as it is now, written anew from the same inputs; without a record of its own nothing happens."""
+    file = expanded(file)
+    own = _record_of(file)
+    if record := _record_that_names(file, own):
+        record["files"][file.name] = _digest(file)
+        write_whole(own, json.dumps(record, indent=1) + "\n")
+
+
 def _record_of(file: Path) -> Path:
     return file.parent / FOLDER / f"{file.stem}.json"
 
@@ -240,16 +249,18 @@ def _find(path: Path) -> dict | None:
     folder = path.parent / FOLDER
     if not folder.is_dir():
         return None
-    first = _record_of(path)
-    for file in dict.fromkeys([first, *sorted(folder.glob("*.json"))]):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        except (OSError, ValueError, RecursionError):
-            continue
-        whole = isinstance(content, dict) and _is_map(content.get("files")) and _is_map(content.get("inputs"))
-        if whole and path.name in content["files"]:
-            return content
-    return None
+    places = dict.fromkeys([_record_of(path), *sorted(folder.glob("*.json"))])
+    return next(filter(None, (_record_that_names(path, place) for place in places)), None)
+
+
+def _record_that_names(path: Path, place: Path) -> dict | None:
+    """A record, if it can be read and names a file."""
+    try:
+        content = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(content, dict) and _is_map(content.get("files")) and _is_map(content.get("inputs"))
+    return content if whole and path.name in content["files"] else None
 
 
 def _is_map(value: object) -> bool:

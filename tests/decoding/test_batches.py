@@ -214,8 +214,12 @@ def test_exact_rows_have_the_bits_of_plain_decoding_alone():
         for prompt, row in zip(asked, out.rows, strict=True):
             assert torch.equal(row.sequences, own_text(model, torch.tensor([prompt]), max_new_tokens=30))
     padded, mask = torch.tensor([[0, 5], [6, 7]]), torch.tensor([[0, 1], [1, 1]])
-    with pytest.raises(UnsupportedError, match="Row 0: exact=True with masked tokens"):
+    with pytest.raises(UnsupportedError, match=r"Row 0: exact=True with masked tokens .* 1 of this prompt"):
         eelib.generate(model, padded, attention_mask=mask, policy=SURE, exact=True, heads=random_heads(model))
+    no_end = {"eos_token_id": None, "pad_token_id": 5, "policy": SURE, "exact": True, "heads": random_heads(model)}
+    with pytest.raises(UnsupportedError, match="Without a mask, transformers masks every pad_token_id"):
+        eelib.generate(model, [[6, 5, 7]], **no_end)
+    assert eelib.generate(model, [[6, 5, 7]], **no_end | {"pad_token_id": None}, max_new_tokens=4).stats.exact
 
 
 def test_a_row_draws_what_it_would_alone(llama):

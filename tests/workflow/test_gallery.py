@@ -3,7 +3,8 @@
 import pytest
 
 from eelib.errors import InvalidInputError
-from eelib.workspace import read_note, write_note
+from eelib.workspace import provenance as provenance_of
+from eelib.workspace import read_note, recorded, write_note
 from workflow import gallery
 
 
@@ -28,10 +29,16 @@ def test_a_figure_its_sentence_its_links_and_where_it_comes_from(folder):
 
 def test_sentences_written_anew_keep_where_they_come_from(folder, capsys):
     (folder / "05_speed_full.md").unlink()
+    with recorded(folder) as temporary:
+        for name in ("00_quickstart.csv", "00_quickstart.md"):
+            (temporary / name).write_bytes((folder / name).read_bytes())
     assert gallery.main([str(folder), "--retell"]) == 0
     said, provenance = read_note(folder / "00_quickstart.md")
     assert said.startswith("**Heads settle 25%") and provenance == "2026-01-02 · a machine · commit abc1234"
     assert said in (folder / "README.md").read_text(encoding="utf-8")
+    assert {provenance_of(file).state for file in folder.glob("00_*")} == {"recorded"}, "the note as it is now"
+    (folder / "00_quickstart.md").write_text("by hand", encoding="utf-8")
+    assert provenance_of(folder / "00_quickstart.md").state == "changed"
     assert gallery.main([str(folder / "missing")]) == 1 and "is no folder" in capsys.readouterr().err
 
 
