@@ -1,8 +1,24 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from eelib.workspace import Workspace, atomic_write, home
+import eelib
+from eelib.corpus.reading import read_documents
+from eelib.errors import EelibError, InvalidInputError
+from eelib.heads.recipe import Recipe
+from eelib.workspace import (
+    Workspace,
+    atomic_write,
+    expanded,
+    home,
+    provenance,
+    read_json,
+    read_note,
+    read_table,
+    read_tensors,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_earlier_result(tmp_path):
@@ -32,3 +48,37 @@ def test_home_and_variables_are_expanded(tmp_path, monkeypatch):
     assert Workspace("m", "~/runs").root == Path.home() / "runs"
     monkeypatch.setenv("EELIB_HOME", "$SCRATCH")
     assert home() == tmp_path
+
+
+@pytest.mark.parametrize(
+    "given", ["Once upon a time, there was a token. " * 20, "a/" * 3000, "a\0b", "~nobody-here/x", 5, None]
+)
+def test_what_no_file_can_be_called(given, tmp_path):
+    """Such as a text where a file's name is expected: refused in words, wherever a name comes in."""
+    takers = [expanded, read_json, read_table, read_tensors, read_note, provenance, eelib.load_model]
+    takers += [lambda name: list(read_documents(name)), lambda name: Workspace("m", name), Recipe.load]
+    takers += [lambda name: write_json(name, {})]
+    for take in takers:
+        if given is None and take is takers[8]:
+            continue  # the working folder
+        with pytest.raises(EelibError) as error:
+            take(given)
+        assert len(str(error.value)) < 400, "the text itself is not repeated"
+    with pytest.raises(InvalidInputError, match="is no name that a file can have"):
+        expanded(given)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("heads: {depths: 2}", encoding="utf-8")
+    if isinstance(given, str) and not given.startswith("~"):
+        for take in (Workspace, lambda name: Recipe.load(recipe, {"corpus": {"prompts": name}})):
+            with pytest.raises(InvalidInputError):
+                take(given)
+
+
+def test_a_record_that_names_what_no_file_can_be_called(tmp_path):
+    (tmp_path / "provenance").mkdir()
+    names = ["x" * 300, "a/" * 3000, "a\0b", "\ud800"]
+    record = {"files": {"a.csv": "0" * 64}, "inputs": dict.fromkeys(names, "1" * 64)}
+    (tmp_path / "provenance" / "a.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "a.csv").write_text("x", encoding="utf-8")
+    chain = provenance(tmp_path / "a.csv")
+    assert chain.state == "changed" and [one.state for one in chain.inputs] == ["missing"] * 4 and str(chain)

@@ -100,7 +100,7 @@ class Recipe:
                     f"{', '.join(setting.name for setting in fields(kind))}."
                 )
             for key in {"source", "prompts"} & set(settings):
-                if isinstance(settings[key], str) and (path.parent / settings[key]).is_file():
+                if isinstance(settings[key], str) and expanded(path.parent / settings[key]).is_file():
                     settings[key] = str(path.parent / settings[key])
             if kind is HeadConfig:
                 if "depths" not in settings or (name == "fused" and settings["kind"] != "fused"):

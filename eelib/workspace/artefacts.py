@@ -233,7 +233,7 @@ def read_note(path: str | Path) -> tuple[str, str]:
     """
     try:
         sentence, _, last = read_bytes(path).decode("utf-8").strip().rpartition("\n\n")
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from error
     if not (sentence and last.startswith("<sub>") and last.endswith("</sub>")):
         raise InvalidInputError(f"{path} is no note: expected a sentence, and a last paragraph in <sub></sub>.")

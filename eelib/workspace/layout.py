@@ -1,5 +1,6 @@
 """Artefact layout: where corpora, heads, traces, results and figures are stored."""
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from eelib.errors import InvalidInputError
 
 _NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+_LONGEST = 80  # characters of a name that an error repeats
 
 
 def home() -> Path:
@@ -16,8 +18,23 @@ def home() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """Absolute path, with `~` and `$VARIABLES` expanded as in a shell."""
-    return Path(os.path.expandvars(path)).expanduser().absolute()
+    """Absolute path, with `~` and `$VARIABLES` expanded as in a shell.
+
+    Raises:
+        InvalidInputError: no file can have that name: it is too long, such as a text in place of a file's name, holds a
+            null byte, or begins with the `~` of an unknown user.
+    """
+    try:
+        found = Path(os.path.expandvars(path)).expanduser().absolute()
+        found.lstat()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            return found  # it is missing, or not to be seen: whoever opens it says so
+        given = repr(str(path))
+        given = given if len(given) <= _LONGEST else f"{given[:_LONGEST]}..."
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInputError(f"{given} is no name that a file can have ({reason}): expected a path.") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,7 @@ class Workspace:
                 "ends or control characters. For another place, pass `root`."
             )
         object.__setattr__(self, "root", home() if self.root is None else expanded(self.root))
+        expanded(self.model)  # a name that is too long
 
     def _data(self, kind: str) -> Path:
         return self.root / "data" / kind / self.model

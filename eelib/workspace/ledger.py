@@ -146,7 +146,7 @@ def _digest(path: Path) -> str | None:
     try:
         found = path.stat()
         return _digest_of(path, found.st_size, found.st_mtime_ns, found.st_ino) if path.is_file() else None
-    except OSError:
+    except (OSError, ValueError):  # also a name that no file can have
         return None
 
 
@@ -246,10 +246,11 @@ def _chain(path: Path, expected: str | None, above: tuple[Path, ...], known: dic
 
 def _find(path: Path) -> dict | None:
     """The readable record that names a file, if any."""
-    folder = path.parent / FOLDER
-    if not folder.is_dir():
+    try:
+        others = sorted((path.parent / FOLDER).glob("*.json"))
+    except OSError:
         return None
-    places = dict.fromkeys([_record_of(path), *sorted(folder.glob("*.json"))])
+    places = dict.fromkeys([_record_of(path), *others])
     return next(filter(None, (_record_that_names(path, place) for place in places)), None)
 
 
