@@ -1,19 +1,10 @@
 """Kinds of head: agreement against cost and training text."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import (
-    COLUMN,
-    MARKERS,
-    band,
-    check_table,
-    depth_style,
-    panels,
-    powers_of_two,
-    styled,
-    with_interval,
-)
+from eelib.plotting.style import COLUMN, MARKERS, band, check_table, depth_style, panels, styled, with_interval
 
 
 def agreement_against_cost(table: pd.DataFrame) -> Figure:
@@ -35,8 +26,10 @@ def agreement_against_cost(table: pd.DataFrame) -> Figure:
         axes.plot([], [], marker=marker, color="0.3", linestyle="", markersize=4, label=kind)
     for depth in style:
         axes.plot([], [], color=style[depth]["color"], label=f"depth {depth}")
-    powers_of_two(axes, "x")
-    axes.set(xlabel="weights read per draft [blocks]", ylabel="agreement with the model", ylim=(0, 1))
+    axes.set(xlabel="weights read per draft [blocks]", ylabel="agreement with the model", xscale="log", ylim=(0, 1))
+    low, high = np.floor(np.log2([table.cost_in_blocks.min(), table.cost_in_blocks.max()])).astype(int)
+    axes.set_xticks([], minor=True)
+    axes.set_xticks([2.0**power for power in range(low, high + 1)], [f"{2.0**p:g}" for p in range(low, high + 1)])
     axes.legend(fontsize=5, ncols=2)
     return figure
 

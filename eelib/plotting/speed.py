@@ -15,7 +15,6 @@ from eelib.plotting.style import (
     check_table,
     interval_errors,
     panels,
-    powers_of_two,
     styled,
     with_interval,
 )
@@ -108,10 +107,11 @@ def speed_in_batches(table: pd.DataFrame) -> Figure:
                 lost.plot(part.rows, 100 * part.exits_lost, **style)
     sizes = sorted(table.rows.unique())
     for axes in (speed, ratio, lost):
-        powers_of_two(axes, "x")
+        axes.set_xscale("log", base=2)
         axes.set(xlabel="rows at once", xticks=sizes, xticklabels=[f"{size}" for size in sizes])
     ratio.axhline(1, color="0.6", linewidth=0.6)
-    powers_of_two(speed, "y")
+    speed.set_yscale("log", base=2)
+    speed.yaxis.set_major_formatter("{x:g}")
     speed.set(ylabel="tokens/s, all rows")
     ratio.set(ylabel="speed, ratio to as many\nplain rows")
     lost.set(ylabel="exits lost to other rows [%]")

@@ -28,12 +28,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 """Markers, beside colour."""
 
 
-def powers_of_two(axes: Axes, which: str) -> None:
-    """Make an axis ("x" or "y") logarithmic, marked by powers of two in plain numbers."""
-    getattr(axes, f"set_{which}scale")("log", base=2)
-    getattr(axes, f"{which}axis").set_major_formatter("{x:g}")
-
-
 def styled(groups: Iterable, *styles: Iterable) -> Iterator[tuple]:
     """Each group with a colour, marker or the like, which begin anew.
 

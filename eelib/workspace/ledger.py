@@ -90,7 +90,10 @@ def check_recorded(path: Path, found: str) -> str | None:
 
 
 def renew_record(file: str | Path) -> None:
-    """Record a file as it is now, written anew from the same inputs; without a record of its own nothing happens."""
+    """Record a file as it is now, from the same inputs.
+
+    Without a record of its own nothing happens.
+    """
     file = expanded(file)
     own = _record_of(file)
     if record := _record_that_names(file, own):
