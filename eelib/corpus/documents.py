@@ -175,7 +175,7 @@ def _finished(shard: Path, length: int) -> tuple[np.ndarray, np.ndarray]:
         with np.load(
             io.BytesIO(read_bytes(shard, CorpusError, most=2**34, scratch=True)), allow_pickle=False
         ) as arrays:
-            tokens, loss_mask = arrays.values()
+            tokens, loss_mask = map(np.asarray, arrays.values())  # numpy returns the bytes of what holds no array
     except Exception as error:  # zip, deflate and numpy's header share no narrower class
         raise CorpusError(
             f"{shard} is damaged ({short(error)}): delete it, and that batch is written again."

@@ -1,6 +1,8 @@
 import gzip
 import json
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from tiny import letters, own_text
@@ -253,6 +255,18 @@ def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "b.txt.gz").write_bytes(b"no archive")
     with pytest.raises(CorpusError, match="cannot be read"):
         list(read_documents(str(tmp_path / "b.txt.gz")))
+
+
+def test_a_finished_batch_that_holds_no_array_is_refused(tmp_path):
+    """Numpy returns the bytes of a member whose first ones are not those of an array."""
+    np.savez(tmp_path / "whole.npz", np.zeros((2, 8), np.int64), np.ones((2, 8), bool))
+    assert documents._finished(tmp_path / "whole.npz", 8)[0].shape == (2, 8)
+    for name in ("arr_0.npy", "arr_1.npy"):
+        with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(tmp_path / "odd.npz", "w") as odd:
+            for member in whole.namelist():
+                odd.writestr(member, b"text" if member == name else whole.read(member))
+        with pytest.raises(CorpusError, match="holds something else than a batch of text"):
+            documents._finished(tmp_path / "odd.npz", 8)
 
 
 def test_a_home_folder_in_a_source(tmp_path, monkeypatch):
