@@ -63,7 +63,7 @@ class Workspace:
                 "ends or control characters. For another place, pass `root`."
             )
         object.__setattr__(self, "root", home() if self.root is None else expanded(self.root))
-        expanded(self.model)  # a name that is too long
+        expanded(self.root / self.model)  # refuses a name that is too long
 
     def _data(self, kind: str) -> Path:
         return self.root / "data" / kind / self.model

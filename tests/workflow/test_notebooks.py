@@ -52,7 +52,7 @@ SMALL = {
         "decoded_prompts": 1, "repeats": 1, "thresholds": [0.8], "cases": 3, "sled_exits": 2, "max_new_tokens": 8,
     },
     "12_explorer": {"max_new_tokens": 12},
-    "13_batches": {"sizes": [1, 2], "fitted": [1], "repeats": 1, "max_new_tokens": 6, "rules": ["each", "all"]},
+    "13_batches": {"sizes": [1, 2], "repeats": 1, "max_new_tokens": 6, "rules": ["each", "all"]},
     "05_acceptance_full": {"held_out_prompts": 2, "curve_epsilons": [0.8], "curve_draft_lengths": [1]},
 }  # fmt: skip
 
