@@ -64,7 +64,7 @@ class GeneratedTexts:
         tokens: [row, position].
         by_model, by_user: positions whose next token the model chose in that role; at the others the template or a
             prompt did.
-        teacher_outputs: of the model on the way, if requested.
+        teacher_outputs: of the model at those positions, if requested.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -127,7 +127,12 @@ def generate_texts(
         by_user[:, position] = sides.speaking & ~sides.answering & ~sides.reciting
         final = backbone.normalise(states.pop(backbone.n_blocks))
         temperature = torch.where(sides.answering, of_answers, of_prompts)
-        drawn, best, log_normaliser = _choose(backbone, unembedding, final, temperature, generator)
+        chosen = (by_model[:, position] | by_user[:, position]).nonzero()[:, 0]  # the others' next token is given
+        drawn, best = torch.zeros(2, rows, dtype=torch.long, device=device)
+        log_normaliser = torch.zeros(rows, device=device)
+        if len(chosen):
+            found = _choose(backbone, unembedding, final[chosen], temperature[chosen], generator)
+            drawn[chosen], best[chosen], log_normaliser[chosen] = found
         if kept is not None:
             kept.put(position, TeacherOutputs(states, final, log_normaliser, best))
         if position + 1 < length:

@@ -87,20 +87,22 @@ def invent_prompts(
     """Prompts invented by the model as continuations of a list.
 
     They are distinct, of one line and up to `most` tokens. The examples are neighbours, which in a file are often of
-    one kind, from all over the given ones; of one line where there are such.
+    one kind, from all over the given ones; of one line and up to `most` tokens where there are such, since what follows
+    is about as long.
 
     Raises:
         CorpusError: hardly any are new.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    of_one_line = [text for text in given if "\n" not in text.strip()]
-    examples, found, place = [" ".join(text.split()) for text in of_one_line or given], {}, 0.0
+    alike = [text for text in given if "\n" not in text.strip()] or given
+    alike = [text for text in alike if len(tokenizer(text, add_special_tokens=False).input_ids) <= most] or alike
+    examples, found, place = [" ".join(text.split()) for text in alike], {}, 0.0
     with tqdm(total=count, desc="making up prompts", unit="prompt") as bar:
         while len(found) < count:
             first, place = int(place * len(examples)), (place + 0.618) % 1  # the golden ratio leaves no gaps
             some = [examples[(first + i) % len(examples)] for i in range(min(_EXAMPLES, len(examples)))]
             opening = tokenizer("\n".join([*(f"- {text}" for text in some), "-"])).input_ids
-            rows = min(_ROWS, 32 + (count - len(found)) * 5 // 4)  # about four of five will do
+            rows = min(_ROWS, 32 + (count - len(found)) * 2)  # about half of them will do
             text = generate_texts(
                 model, Turns(tuple(opening), (), (), frozenset()), len(opening) + most + 1, [_TEMPERATURE] * rows,
                 _TEMPERATURE, 1, generator, int8=int8,

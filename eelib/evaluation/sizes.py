@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from eelib.errors import InvalidInputError
+from eelib.workspace import expanded
 from eelib.workspace.artefacts import read_bytes
 
 _VOCABULARY = 50304
@@ -131,11 +132,19 @@ def mlp_head_parameters(hidden: int) -> int:
     return 4 * hidden**2 + 3 * hidden + 1
 
 
-def read_sizes(folders: Mapping[str, str | Path]) -> pd.DataFrame:
-    """Results of several models, from the CSVs of their figures.
+_TABLES = {
+    "02_auroc.csv": ("text", "depth", "metric", "auroc", "agreement"),
+    "04_exits.csv": ("epsilon", "generated_blocks", "speed_ratio"),
+    "05_speed.csv": ("decoder", "speed_ratio", "acceptance_rate", "parameters", "n_blocks"),
+}
+
+
+def read_sizes(folders: Mapping[str, str | Path] | str | Path) -> pd.DataFrame:
+    """Results of several models, smallest first, from the CSVs of their figures.
 
     Args:
-        folders: for each model the folder of its figures.
+        folders: for each model the folder of its figures; or the folder that holds these, for every model with all
+            three tables.
 
     Returns:
         One row per model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high
@@ -146,13 +155,18 @@ def read_sizes(folders: Mapping[str, str | Path]) -> pd.DataFrame:
     Raises:
         InvalidInputError: a table is missing, or lacks a column because an earlier version wrote it.
     """
-    return pd.concat([_of_model(model, Path(folder)) for model, folder in folders.items()], ignore_index=True)
+    if not isinstance(folders, Mapping):
+        inside = sorted(expanded(folders).glob("*"))
+        named = {path.name: path for path in inside if all((path / name).is_file() for name in _TABLES)}
+        if not named:
+            raise InvalidInputError(f"{folders} holds no folder with {', '.join(_TABLES)}: make these tables first.")
+        folders = named
+    of_models = [_of_model(model, expanded(folder)) for model, folder in folders.items()]
+    return pd.concat(sorted(of_models, key=lambda table: table.parameters.iloc[0]), ignore_index=True)
 
 
 def _of_model(model: str, folder: Path) -> pd.DataFrame:
-    speed = _read(folder / "05_speed.csv", "decoder", "speed_ratio", "acceptance_rate", "parameters", "n_blocks")
-    separation = _read(folder / "02_auroc.csv", "text", "depth", "metric", "auroc", "agreement")
-    exits = _read(folder / "04_exits.csv", "epsilon", "generated_blocks", "speed_ratio")
+    separation, exits, speed = (_read(folder / name, *columns) for name, columns in _TABLES.items())
     n_blocks, rows = int(speed.n_blocks.iloc[0]), []
 
     def add(measure: str, at: float | str, row: dict, name: str) -> None:

@@ -224,7 +224,7 @@ class _Run:
     def __init__(self, heads, config: TrainConfig, sequences, loss_mask, path: Path | None):
         self.heads, self.config, self.path = heads, config, path
         self.step, self.tokens, self.log = 0, 0, []
-        self.optimizer = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
         digest = hashlib.sha256(repr((config, heads.config, heads.backbone.fingerprint())).encode())
         for sequence in [*sequences, *(loss_mask or ())]:
             digest.update(sequence.numpy().tobytes())

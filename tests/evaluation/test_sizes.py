@@ -96,6 +96,11 @@ def test_models_side_by_side(tmp_path):
     assert small["blocks saved", 0.9] == 0.25 and small["early exit, speed", 0.9] == 1.2
     assert small["speed", "DSSD"] == 1.2 and small["acceptance", "DSSD"] == 0.6
     assert ("acceptance", "plain") not in small and ("early exit, speed", 1.0) not in small
+    (tmp_path / "unfinished").mkdir()
+    (folders["large"] / "02_auroc.csv").rename(tmp_path / "unfinished" / "02_auroc.csv")
+    pd.testing.assert_frame_equal(read_sizes(tmp_path), table[table.model == "small"])
+    (tmp_path / "unfinished" / "02_auroc.csv").rename(folders["large"] / "02_auroc.csv")
+    pd.testing.assert_frame_equal(read_sizes(tmp_path), table)  # "large" comes first by name
     found = larger_gain_more(table, "small", "large").set_index(["measure", "at"]).verdict
     assert found["agreement", 0.25] == "more" and found["speed", "DSSD"] == "undecided"
     assert found["blocks saved", 0.9] == "one run" and found["auroc of entropy", 0.5] == "undecided"
@@ -111,5 +116,8 @@ def test_tables_that_are_not_there_or_too_old(tmp_path):
     (folder / "05_speed.csv").unlink()
     with pytest.raises(InvalidInputError, match=r"05_speed\.csv cannot be read"):
         read_sizes({"small": folder})
+    for given in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InvalidInputError, match=r"holds no folder with 02_auroc\.csv, 04_exits"):
+            read_sizes(given)
     with pytest.raises(InvalidInputError, match="small or large is not in the table"):
         larger_gain_more(pd.DataFrame({"model": ["small"]}), "small", "large")
