@@ -2,7 +2,8 @@
 
 generation: self-generation against `model.generate` and the `Batcher`. training: `mlp` heads with a draft vocabulary
 against full-vocabulary `linear` ones, same text, without and with kept teacher. long: the same on some 100,000 tokens,
-with kept teacher. recipes: two recipes on greedy answers to held-out prompts.
+with kept teacher. recipes: two recipes on greedy answers to held-out prompts. own-text: heads trained on chat, on code
+and on both (`own_text.py`).
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from own_text import own_text
 
 import eelib
 from eelib.backbone.teacher import Teacher
@@ -38,7 +40,7 @@ TRIALS = {  # documents; kind of heads, drafted tokens, whether teacher are kept
     ),
     "long": (900, [("mlp", size, True, 3e-3) for size in (8192, 16384)] + [("linear", None, True, 3e-3)]),
 }
-PARTS = ("generation", *TRIALS, "recipes")
+PARTS = ("generation", *TRIALS, "recipes", "own-text")
 
 
 def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.DataFrame:
@@ -74,12 +76,15 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
             speeds[name].append(name[1] * (length - opening.shape[1]) / (time.perf_counter() - start))
     table = pd.DataFrame(speeds.keys(), columns=["writer", "rows", "dtype"])
     table["tokens_per_second"] = [float(np.median(found[1:])) for found in speeds.values()]
-    about = machine()
     return table.assign(
         ratio=table.tokens_per_second / table.tokens_per_second[0],
-        command='make bench-heads ARGS="generation --write"',
-        machine=f"{about['processor']}, {about['threads']} threads", date=pd.Timestamp.now().date(),
+        command='make bench-heads ARGS="generation --write"', **_of_machine(), date=pd.Timestamp.now().date(),
     )  # fmt: skip
+
+
+def _of_machine() -> dict[str, str]:
+    about = machine()
+    return {"machine": f"{about['processor']}, {about['threads']} threads"}
 
 
 def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
@@ -164,10 +169,17 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["generation", "training"], help=", ".join(PARTS))
     parser.add_argument("--recipes", nargs="+", default=["config/reference_heads.yaml", "config/heads.yaml"])
     parser.add_argument("--folder", type=Path, default=PROJECT / "data" / "bench", help="for what recipes make")
-    parser.add_argument("--write", action="store_true", help="docs/results/writing_speed.csv")
+    parser.add_argument("--write", action="store_true", help="docs/results/writing_speed.csv, own_text.csv")
     given = parser.parse_args()
     if set(given.parts) - set(PARTS):
         raise InvalidInputError(f"Unknown parts {given.parts}: expected {', '.join(PARTS)}.")
+    if "own-text" in given.parts:
+        table = own_text("smollm2-135m", given.folder).assign(date=pd.Timestamp.now().date(), **_of_machine())
+        print(table.round(3).to_string(index=False), flush=True)
+        if given.write:
+            table.to_csv(PROJECT / "docs" / "results" / "own_text.csv", index=False, float_format="%.4g")
+    if set(given.parts) == {"own-text"}:
+        return
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
     if "generation" in given.parts:
         table = generation(model, tokenizer).round({"tokens_per_second": 0, "ratio": 3})
