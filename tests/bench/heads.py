@@ -78,13 +78,14 @@ def generation(model, tokenizer, length: int = 160, repeats: int = 2) -> pd.Data
     table["tokens_per_second"] = [float(np.median(found[1:])) for found in speeds.values()]
     return table.assign(
         ratio=table.tokens_per_second / table.tokens_per_second[0],
-        command='make bench-heads ARGS="generation --write"', **_of_machine(), date=pd.Timestamp.now().date(),
+        command='make bench-heads ARGS="generation --write"', **_run_here(),
     )  # fmt: skip
 
 
-def _of_machine() -> dict[str, str]:
+def _run_here() -> dict[str, object]:
+    """Where and when a table was measured, as columns."""
     about = machine()
-    return {"machine": f"{about['processor']}, {about['threads']} threads"}
+    return {"machine": f"{about['processor']}, {about['threads']} threads", "date": pd.Timestamp.now().date()}
 
 
 def training(model, tokenizer, corpus: eelib.Corpus, scratch: Path, documents: int, trials: list) -> pd.DataFrame:
@@ -173,13 +174,6 @@ def main() -> None:
     given = parser.parse_args()
     if set(given.parts) - set(PARTS):
         raise InvalidInputError(f"Unknown parts {given.parts}: expected {', '.join(PARTS)}.")
-    if "own-text" in given.parts:
-        table = own_text("smollm2-135m", given.folder).assign(date=pd.Timestamp.now().date(), **_of_machine())
-        print(table.round(3).to_string(index=False), flush=True)
-        if given.write:
-            table.to_csv(PROJECT / "docs" / "results" / "own_text.csv", index=False, float_format="%.4g")
-    if set(given.parts) == {"own-text"}:
-        return
     model, tokenizer = eelib.load_model("smollm2-135m", dtype="float32")
     if "generation" in given.parts:
         table = generation(model, tokenizer).round({"tokens_per_second": 0, "ratio": 3})
@@ -192,6 +186,11 @@ def main() -> None:
         print(table.round(3).to_string(index=False), flush=True)
     if "recipes" in given.parts:
         print(recipes(model, tokenizer, given.recipes, given.folder).round(3).to_string(index=False), flush=True)
+    if "own-text" in given.parts:
+        table = own_text("smollm2-135m", given.folder).assign(**_run_here())
+        print(table.round(3).to_string(index=False), flush=True)
+        if given.write:
+            table.to_csv(PROJECT / "docs" / "results" / "own_text.csv", index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
