@@ -4,6 +4,7 @@ No list of architectures to be missing from.
 """
 
 import copy
+import functools
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -83,19 +84,27 @@ def with_attention(
     """Shallow copy whose attention is another function of transformers' `AttentionInterface`.
 
     Only attention that is now one of `replaces` changes: by default PyTorch's own. The function finds `settings` in its
-    module's config, and what it replaces as `eelib_replaced`. Modules without attention inside are not copied.
+    module's config, and what it replaces as `eelib_replaced`. Modules without attention inside are not copied; nor is
+    attention that only compares the name with those it knows, like Falcon's, which would compute without a mask.
     """
     inside = {name: with_attention(m, implementation, replaces, **settings) for name, m in module.named_children()}
     inside = {name: copied for name, copied in inside.items() if copied is not module._modules[name]}
     config = getattr(module, "config", None)
     own = config._attn_implementation if isinstance(config, PreTrainedConfig) else None
-    if own not in replaces:
+    if own not in replaces or not _calls_by_name(type(module)):
         return with_parts(module, inside) if inside else module
     copied = with_parts(module, inside)
     copied.config = copy.copy(config)
     copied.config._attn_implementation_internal = implementation
     vars(copied.config).update(settings, eelib_replaced=own)
     return copied
+
+
+@functools.cache
+def _calls_by_name(of: type[nn.Module]) -> bool:
+    """Whether modules of this class call the function that transformers has under their attention's name."""
+    forward = inspect.unwrap(of.forward)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ())
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,9 @@ def generate_texts(
     """
     rows, device = len(temperatures), model.device
     backbone, cache = Backbone.of(model), KVCache(model.config, length, kept_in=torch.bfloat16 if int8 else None)
-    blocks = with_attention(backbone.blocks, _ATTENTION) if device.type == "cpu" else backbone.blocks
+    shared = len(turns.opening) if all(window is None or window >= length for window in cache.windows) else 0
+    own = device.type == "cpu"  # the attention
+    blocks = with_attention(backbone.blocks, _ATTENTION, eelib_shared=shared) if own else backbone.blocks
     unembedding = backbone.unembedding
     if int8:
         blocks, unembedding = with_int8(blocks), with_int8(unembedding)
@@ -244,7 +246,7 @@ def _chosen(chunks: Float[Tensor, "row chunk token"], which: Int[Tensor, " row"]
 def _attention_of_one_query(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """Attention of one query per row, batched over shared heads.
+    """Attention of one query per row; positions that all rows share are read once.
 
     torch's CPU kernel is slow for a single query, and copies shared keys for every head. query [row, head, 1, width];
     key and value [row, group, position, width].
@@ -253,10 +255,19 @@ def _attention_of_one_query(
     scaling, bias = kwargs.get("scaling"), kwargs.get("position_bias")
     if query.shape[2] != 1 or attention_mask is not None or scaling is None or bias is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0].to(dtype), None
-    rows, groups, width = key.shape[0], key.shape[1], query.shape[3]
-    grouped = query.view(rows, groups, -1, width)
-    seen = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
-    return seen.reshape(rows, 1, -1, width).to(dtype), None
+    rows, groups, shared = key.shape[0], key.shape[1], module.config.eelib_shared
+    query = query.view(rows, groups, -1, query.shape[3])  # heads with the same keys side by side
+    if not shared:
+        seen = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+        return seen.reshape(rows, 1, -1, seen.shape[3]).to(dtype), None
+    of_all = query.transpose(0, 1).flatten(1, 2) @ key[0, :, :shared].mT  # [group, row and head, shared position]
+    own = (key[:, :, shared:] @ query.mT).mT  # so rather than the other way round: half of the time
+    scores = torch.cat([of_all.unflatten(1, (rows, -1)).transpose(0, 1), own], dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = (scores * scaling).softmax(-1, dtype=wide).to(value.dtype)
+    of_all = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ value[0, :, :shared]
+    seen = of_all.unflatten(1, (rows, -1)).transpose(0, 1) + weights[..., shared:] @ value[:, :, shared:]
+    return seen.reshape(rows, 1, -1, seen.shape[3]).to(dtype), None
 
 
 AttentionInterface.register(_ATTENTION, _attention_of_one_query)

@@ -33,10 +33,10 @@ def test_what_cannot_be_is_never_drawn():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_answers_are_the_models_own(family):
     model = tiny_model(family)
-    text = generate_texts(model, Turns((1,), (), (), frozenset()), 30, [0.0] * 5, 1.0, 6, random())
-    assert text.by_user[0].tolist() == [True] * 6 + [False] * 24
+    text = generate_texts(model, Turns((1, 20, 30, 20), (), (), frozenset()), 33, [0.0] * 5, 1.0, 6, random())
+    assert text.by_user[0].tolist() == [False] * 3 + [True] * 6 + [False] * 24
     for row in text.tokens:
-        prompt = row[None, :7]
+        prompt = row[None, :10]
         settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 23, "eos_token_id": None}
         assert row.equal(own_text(model, prompt, **settings)[0])
     assert len({tuple(row.tolist()) for row in text.tokens}) > 1  # its user's words are sampled
