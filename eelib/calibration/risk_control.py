@@ -20,7 +20,7 @@ ThresholdPath = Float[np.ndarray, "point head"]
 def risk_path(tokens: HeadScores, points: int = 200) -> ThresholdPath:
     """Thresholds at which each head alone reaches agreements from 1 down.
 
-    In equal steps down to 0. In equal steps. Sequences count equally; points that change nothing are left out.
+    In equal steps down to 0. Sequences count equally; points that change nothing are left out.
     """
     levels, columns = np.linspace(1, 0, points), []
     weights = 1 / np.bincount(tokens.sequence)[tokens.sequence]

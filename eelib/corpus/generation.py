@@ -133,7 +133,8 @@ def generate_texts(
         drawn, best = torch.zeros(2, rows, dtype=torch.long, device=device)
         log_normaliser = torch.zeros(rows, device=device)
         if len(chosen):
-            found = _choose(backbone, unembedding, final[chosen], temperature[chosen], generator)
+            read = final[chosen].float() if int8 else final[chosen]  # sums of whole numbers need no rounding
+            found = _choose(backbone, unembedding, read, temperature[chosen], generator)
             drawn[chosen], best[chosen], log_normaliser[chosen] = found
         if kept is not None:
             kept.put(position, TeacherOutputs(states, final, log_normaliser, best))
@@ -221,7 +222,8 @@ def sample_tokens(
     Temperature 0 takes the argmax. By chunks of the vocabulary first, then within one: on a CPU much faster than
     argmax, and than torch.multinomial, which takes the logarithm of a random number for every token of every row.
     """
-    chunks = F.pad(logits.float(), (0, -logits.shape[1] % chunk), value=float("-inf"))
+    chunks, short = logits.float(), -logits.shape[1] % chunk
+    chunks = F.pad(chunks, (0, short), value=float("-inf")) if short else chunks  # even nothing to pad is a copy
     chunks = chunks.unflatten(1, (-1, chunk))  # [row, chunk, token]
     largest = chunks.amax(dim=-1)
     which = largest.argmax(dim=-1)

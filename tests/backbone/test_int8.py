@@ -57,3 +57,14 @@ def test_a_model_is_copied_not_changed():
     assert type(copied.lm_head) is not nn.Linear and copied.model.layers[0] is not model.model.layers[0]
     expected, found = model(tokens).logits, copied(tokens).logits
     assert 0 < (found - expected).norm() < 0.25 * expected.norm()  # 42 products, each off by up to 1/254
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_was_rounded_last_is_not_taken_for_what_stands_there_now(mode):
+    with mode():
+        both = with_int8(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)))
+        x = torch.randn(3, 8)
+        before = both[0](x), both[1](x)
+        x.mul_(-2)
+        assert both[1](x).allclose(with_int8(both)[1](x)) and not both[1](x).allclose(before[1])
+        assert both[0](x.clone()).allclose(both[0](x))
