@@ -42,7 +42,10 @@ def _sums_are_whole() -> bool:
 
 
 class _Rounding:
-    """Rounds the layers' inputs; once for layers that read the same one after another, such as queries and keys."""
+    """Rounds the layers' inputs.
+
+    Once for layers that read the same one after another, such as those of queries and keys.
+    """
 
     def __init__(self):
         self.read, self.version, self.found = None, None, None

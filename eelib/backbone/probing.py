@@ -102,7 +102,7 @@ def with_attention(
 
 @functools.cache
 def _calls_by_name(of: type[nn.Module]) -> bool:
-    """Whether modules of this class call the function that transformers has under their attention's name."""
+    """Whether the class calls attention by its name in transformers."""
     forward = inspect.unwrap(of.forward)
     return "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ())
 

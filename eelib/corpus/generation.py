@@ -248,10 +248,11 @@ def _chosen(chunks: Float[Tensor, "row chunk token"], which: Int[Tensor, " row"]
 def _attention_of_one_query(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """Attention of one query per row; positions that all rows share are read once.
+    """Attention of one query per row.
 
-    torch's CPU kernel is slow for a single query, and copies shared keys for every head. query [row, head, 1, width];
-    key and value [row, group, position, width].
+    Positions that all rows share are read once, and heads that share keys go together, since torch's CPU kernel is
+    slow for a single query, and copies shared keys for every head. query [row, head, 1, width]; key and value [row,
+    group, position, width].
     """
     dtype, query = query.dtype, query.to(key.dtype)
     scaling, bias = kwargs.get("scaling"), kwargs.get("position_bias")
