@@ -103,9 +103,10 @@ def generate_texts(
     rows, device = len(temperatures), model.device
     backbone, cache = Backbone.of(model), KVCache(model.config, length, kept_in=torch.bfloat16 if int8 else None)
     shared = len(turns.opening) if all(window is None or window >= length for window in cache.windows) else 0
-    own = device.type == "cpu"  # the attention
-    blocks = with_attention(backbone.blocks, _ATTENTION, eelib_shared=shared) if own else backbone.blocks
-    unembedding = backbone.unembedding
+    blocks, unembedding = backbone.blocks, backbone.unembedding
+    if device.type == "cpu":
+        blocks = with_attention(blocks, _ATTENTION, eelib_shared=shared)
+    wide = int8 and type(unembedding) is torch.nn.Linear  # sums of whole numbers: float32 loses nothing of them
     if int8:
         blocks, unembedding = with_int8(blocks), with_int8(unembedding)
     sides = _Sides(turns, prompt_length, prompts or [()] * rows, device)
@@ -133,7 +134,7 @@ def generate_texts(
         drawn, best = torch.zeros(2, rows, dtype=torch.long, device=device)
         log_normaliser = torch.zeros(rows, device=device)
         if len(chosen):
-            read = final[chosen].float() if int8 else final[chosen]  # sums of whole numbers need no rounding
+            read = final[chosen].float() if wide else final[chosen]
             found = _choose(backbone, unembedding, read, temperature[chosen], generator)
             drawn[chosen], best[chosen], log_normaliser[chosen] = found
         if kept is not None:

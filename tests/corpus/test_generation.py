@@ -101,6 +101,13 @@ def test_an_eight_bit_copy_writes_nearly_what_the_model_does():
     assert (exact - other.teacher_outputs.of_row(0, read).final).norm() > 0.5 * exact.norm(), "words count for more"
 
 
+def test_an_unembedding_of_a_class_of_its_own_is_not_rounded():
+    model = tiny_model("llama", torch.bfloat16)
+    model.lm_head.__class__ = type("Mine", (torch.nn.Linear,), {})
+    text = generate_texts(model, TURNS, 20, [0.0, 0.7], 1.0, 9, random(), int8=True)
+    assert text.tokens.shape == (2, 20)
+
+
 def test_lessons_kept_while_writing_are_those_asked_for_later(llama):
     depths = (1, 3, 5)
     text = generate_texts(llama, TURNS, 40, [0.0, 0.8], 1.0, 9, random(), depths=depths)
