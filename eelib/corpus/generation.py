@@ -106,7 +106,7 @@ def generate_texts(
     blocks, unembedding = backbone.blocks, backbone.unembedding
     if device.type == "cpu":
         blocks = with_attention(blocks, _ATTENTION, eelib_shared=shared)
-    wide = int8 and type(unembedding) is torch.nn.Linear  # sums of whole numbers: float32 loses nothing of them
+    of_whole_numbers = int8 and type(unembedding) is torch.nn.Linear  # its sums: float32 loses nothing of them
     if int8:
         blocks, unembedding = with_int8(blocks), with_int8(unembedding)
     sides = _Sides(turns, prompt_length, prompts or [()] * rows, device)
@@ -134,7 +134,7 @@ def generate_texts(
         drawn, best = torch.zeros(2, rows, dtype=torch.long, device=device)
         log_normaliser = torch.zeros(rows, device=device)
         if len(chosen):
-            read = final[chosen].float() if wide else final[chosen]
+            read = final[chosen].float() if of_whole_numbers else final[chosen]
             found = _choose(backbone, unembedding, read, temperature[chosen], generator)
             drawn[chosen], best[chosen], log_normaliser[chosen] = found
         if kept is not None:

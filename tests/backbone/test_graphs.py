@@ -41,7 +41,7 @@ def replayed(model) -> set[int]:
     return set.intersection(*[{n for (n, *_), graph in b._graphs.items() if graph is not None} for b in blocks])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_text_is_the_models_own(family, dtype):
     model = tiny.tiny_model(family, dtype)

@@ -62,9 +62,10 @@ def test_a_model_is_copied_not_changed():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_what_was_rounded_last_is_not_taken_for_what_stands_there_now(mode):
     with mode():
-        both = with_int8(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)))
-        x = torch.randn(3, 8)
-        before = both[0](x), both[1](x)
+        layers, x = nn.Sequential(nn.Linear(8, 4), nn.Linear(8, 4)), torch.randn(3, 8)
+        copied = with_int8(layers)
+        before = copied[0](x), copied[1](x)
         x.mul_(-2)
-        assert both[1](x).allclose(with_int8(both)[1](x)) and not both[1](x).allclose(before[1])
-        assert both[0](x.clone()).allclose(both[0](x))
+        fresh = with_int8(layers)
+        for layer in (1, 0):
+            assert copied[layer](x).equal(fresh[layer](x.clone())) and not copied[layer](x).equal(before[layer])

@@ -24,10 +24,10 @@ def fused(model):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_output_is_the_models_own(model, fused, policy):
-    for prompt in prompts(2):
+    for prompt in prompts(3):
         for kwargs in ({}, {"repetition_penalty": 1.4}):
-            out = eelib.generate(model, prompt, heads=fused, policy=policy, max_new_tokens=30, **kwargs)
-            assert torch.equal(out.sequences, own_text(model, prompt, max_new_tokens=30, **kwargs))
+            out = eelib.generate(model, prompt, heads=fused, policy=policy, max_new_tokens=40, **kwargs)
+            assert torch.equal(out.sequences, own_text(model, prompt, max_new_tokens=40, **kwargs))
             assert out.stats.drafted > 0 or policy == eelib.Never()
 
 
