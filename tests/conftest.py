@@ -9,7 +9,13 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = os.cpu_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
+# What eelib imports, before the hook that checks its shapes: whatever is imported under it is compiled anew.
+import datasets  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import scipy.stats  # noqa: F401
 import shapes
+import sklearn.metrics  # noqa: F401
+import transformers.modeling_utils  # noqa: F401
 from hypothesis import settings
 
 shapes.check("eelib")  # for the whole run: eelib imports its modules when they are used

@@ -1,4 +1,7 @@
-"""Every notebook, run by the batch as a reader would run it, small: on the offline model and on a Pythia-like one."""
+"""Notebooks, run by the batch as a reader would run them, small, on a Pythia-like model; and the offline model's text.
+
+Those of `make paper-full` run in `make test-slow`; test_notebooks_clean.py reads what they call.
+"""
 
 import json
 import subprocess
@@ -16,17 +19,18 @@ from transformers import PreTrainedTokenizerFast
 
 import eelib
 from eelib import evaluation, plotting
+from eelib.backbone.loading import batch_dtype
 from eelib.errors import UnsupportedError
+from eelib.heads import make_heads
 from eelib.workspace import read_note
 
-pytestmark = pytest.mark.timeout(1800)  # a dozen notebooks in one fixture: minutes, and more on a slower machine
+pytestmark = pytest.mark.timeout(1800)  # half a dozen notebooks in one fixture: minutes, and more on a slower machine
 
 SMALL = {
     "01_train_heads": {
         "changes": {
             "corpus": {"documents": 120, "length": 56, "prompts": None, "invent": False, "prompt_length": 16},
             "heads": {"draft_vocab_size": 2048},
-            "training": {"epochs": 1},
         }
     },
     "00_quickstart": {"max_new_tokens": 16, "calibration_documents": 4},
@@ -55,25 +59,18 @@ SMALL = {
     "13_batches": {"sizes": [1, 2], "repeats": 1, "max_new_tokens": 6, "rules": ["each", "all"]},
     "05_acceptance_full": {"held_out_prompts": 2, "curve_epsilons": [0.8], "curve_draft_lengths": [1]},
 }  # fmt: skip
+LONG = {
+    "05_acceptance_full", "06_heads", "07_robustness", "08_layerskip_training", "09_baselines", "10_popular_claims",
+    "13_batches",
+}  # fmt: skip
+"""Those of `make paper-full` only."""
 
 
-def run_batch(folder: Path, model: dict, targets: tuple[str, ...] = (), changes: dict | None = None) -> eelib.Workspace:
-    parameters = SMALL
-    if changes is not None:
-        parameters = SMALL | {name: SMALL[name] | {"changes": changes} for name in ("01_train_heads", "06_heads")}
-    config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(folder / "config.yaml")]
-    command += [str(folder / "data" / "runs" / "small" / f"{target}.ipynb") for target in targets] or ["full"]
+def run_batch(config: Path, *targets: str) -> str:
+    command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(config), *targets]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    return eelib.Workspace("small", folder)
-
-
-@pytest.fixture(scope="session")
-def offline(tmp_path_factory) -> eelib.Workspace:
-    folder = tmp_path_factory.mktemp("offline")
-    return run_batch(folder, {"name": "smollm2-135m", "dtype": "bfloat16"}, targets=("01_train_heads",))
+    return done.stdout + done.stderr
 
 
 def pythia_like(folder: Path, seed: int = 0) -> Path:
@@ -98,21 +95,27 @@ def pythia(tmp_path_factory) -> eelib.Workspace:
     folder = tmp_path_factory.mktemp("pythia")
     model = {"name": str(pythia_like(folder)), "dtype": "float32"}
     text = {"source": str(folder / "text"), "documents": None, "length": 48}
-    return run_batch(folder, model, changes={"corpus": text, "heads": {"draft_vocab_size": None}})
+    changes = {"changes": {"corpus": text, "heads": {"draft_vocab_size": None}}}
+    parameters = SMALL | {name: SMALL[name] | changes for name in ("01_train_heads", "06_heads")}
+    config = {"workspace": str(folder), "models": {"small": model}, "parameters": parameters}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run_batch(folder / "config.yaml")
+    return eelib.Workspace("small", folder)
 
 
-def check(workspace: eelib.Workspace) -> None:
+def check(workspace: eelib.Workspace, notebooks: set[str], n_figures: int) -> None:
     pages = {"README.md", "report.html", "report.pdf", "report.bib", "tables", "provenance"}
     figures = {p.name for p in workspace.figures.iterdir()}
     assert pages <= figures
     figures -= pages
     names = {name.rsplit(".", 1)[0] for name in figures}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "md")} and len(names) == 30
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "md")}
+    assert len(names) == n_figures
     gallery = (workspace.figures / "README.md").read_text(encoding="utf-8")
     for name in names:
         said, provenance = read_note(workspace.figures / f"{name}.md")
         assert said in gallery and provenance in gallery and "nan" not in said.split()
-    for notebook in SMALL:
+    for notebook in notebooks:
         cells = nbformat.read(workspace.runs / f"{notebook}.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
     acceptance = pd.read_parquet(workspace.results / "acceptance.parquet").set_index("decoder")
@@ -121,8 +124,14 @@ def check(workspace: eelib.Workspace) -> None:
     assert len(accuracy) == 2 * 3 and accuracy.accuracy.between(0, 1).all()
 
 
+def test_the_main_job_on_a_pythia_like_model(pythia):
+    check(pythia, SMALL.keys() - LONG, n_figures=16)
+
+
+@pytest.mark.slow
 def test_every_notebook_on_a_pythia_like_model(pythia):
-    check(pythia)
+    run_batch(Path(pythia.root) / "config.yaml", "full")
+    check(pythia, SMALL.keys(), n_figures=30)
 
 
 def test_the_first_notebook_works_where_there_are_no_heads_and_keeps_none(tmp_path):
@@ -149,9 +158,7 @@ def tells_what_was_gained(executed: Path) -> None:
 
 
 def test_a_second_batch_finds_nothing_to_do(pythia):
-    command = [sys.executable, "-m", "workflow.batch", "paper", "--config", str(Path(pythia.root) / "config.yaml")]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+    assert "Nothing to be done" in run_batch(Path(pythia.root) / "config.yaml")
 
 
 def test_models_side_by_side(pythia, tmp_path):
@@ -169,6 +176,15 @@ def test_models_side_by_side(pythia, tmp_path):
 
 
 ENTROPIES = {f"entropy up to {nats} nats": eelib.Confidence("entropy", (-nats,) * 4) for nats in (0.3, 1.0, 2.0)}
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory) -> eelib.Workspace:
+    """Heads of the offline model, of little text: enough to draft with."""
+    workspace = eelib.Workspace("small", tmp_path_factory.mktemp("offline"))
+    recipe = eelib.Recipe.load(PROJECT / "config" / "heads.yaml", SMALL["01_train_heads"]["changes"], seed=0)
+    make_heads(recipe, *eelib.load_model("smollm2-135m", dtype=batch_dtype("bfloat16"), device="cpu"), workspace)
+    return workspace
 
 
 def test_offline_model_is_lossless_in_float32(offline):
