@@ -13,8 +13,8 @@ ESLINT := tests/browser/node_modules/.bin/eslint
 LONG := chaos/test_hostile.py chaos/test_no_room.py chaos/test_two_at_once.py workflow/test_batch.py \
 	workflow/test_notebooks.py test_contributing.py test_fuzz.py test_locale.py test_readme.py \
 	decoding/test_acceptance.py decoding/test_architectures.py decoding/test_bitwise.py decoding/test_branches.py \
-	decoding/test_changed_models.py decoding/test_options.py decoding/test_sweep.py evaluation/test_harness.py \
-	evaluation/test_harness_model.py evaluation/test_latency.py heads/test_hub.py heads/test_recipe.py
+	decoding/test_changed_models.py decoding/test_options.py decoding/test_real_models.py decoding/test_sweep.py \
+	evaluation/test_harness.py evaluation/test_harness_model.py evaluation/test_latency.py heads/test_hub.py heads/test_recipe.py
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
 .PHONY: help paper paper-full sizes models test test-browser test-quick test-scheduler test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint audit publish verify site

@@ -48,6 +48,9 @@ def llama():
     return tiny_model("llama")
 
 
+LONGEST = ("test_notebooks.py", "test_batch.py", "test_real_models.py", "test_contributing.py", "test_readme.py")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: one process runs it while the other goes through the rest."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """The longest files first, so that neither process waits at the end for the other's."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

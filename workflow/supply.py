@@ -34,20 +34,20 @@ AUDITED = 600
 
 def sbom() -> str:
     """All installed packages as a CycloneDX 1.6 bill of materials, in JSON."""
-    found = {normal(one.metadata["Name"]): one for one in distributions() if one.metadata["Name"]}
-    refs = {name: f"pkg:pypi/{name}@{quote(one.version, safe='')}" for name, one in sorted(found.items())}
+    read = (one.metadata for one in distributions())  # each access reads the file anew
+    found = {normal(one["Name"]): one for one in read if one.get("Name")}
+    refs = {name: f"pkg:pypi/{name}@{quote(one['Version'], safe='')}" for name, one in sorted(found.items())}
     components, dependencies = [], []
     for name, ref in refs.items():
-        metadata, licence = found[name].metadata, None
+        metadata, licence = found[name], None
         if metadata.get("License-Expression"):
             licence = {"expression": metadata["License-Expression"]}
         elif metadata.get("License") and len(metadata["License"]) < 100:
             licence = {"license": {"name": metadata["License"]}}
-        component = {"type": "library", "bom-ref": ref, "name": name, "version": found[name].version, "purl": ref}
+        component = {"type": "library", "bom-ref": ref, "name": name, "version": metadata["Version"], "purl": ref}
         components.append(component | ({"licenses": [licence]} if licence else {}))
-        needed = {
-            normal(re.match(r"[\w.-]+", line)[0]) for line in found[name].requires or [] if "extra ==" not in line
-        }
+        required = (line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line)
+        needed = {normal(re.match(r"[\w.-]+", line)[0]) for line in required}
         dependencies.append({"ref": ref, "dependsOn": sorted(refs[other] for other in needed & refs.keys())})
     about = {"type": "application", "bom-ref": "workbench", "name": "eelib", "version": version("eelib")}
     content = {

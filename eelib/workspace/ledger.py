@@ -134,8 +134,8 @@ def _changed() -> bool | None:
 
 def environment() -> dict[str, str]:
     """Versions of all installed packages, by name."""
-    found = {(one.metadata["Name"] or "").lower(): one.version for one in distributions()}
-    return dict(sorted((name, version) for name, version in found.items() if name))
+    read = [one.metadata for one in distributions()]  # each access reads the file anew
+    return dict(sorted((one["Name"].lower(), one["Version"]) for one in read if one.get("Name")))
 
 
 @cache

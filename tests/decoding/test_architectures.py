@@ -28,13 +28,11 @@ def test_output_is_the_models_own(family_model):
     """With a text much longer than the sliding windows."""
     drafted = accepted = 0
     heads = random_heads(family_model)
-    for prompt in prompts(2, length=9):
-        own = own_text(family_model, prompt, max_new_tokens=40)
-        for policy in POLICIES:
-            out = eelib.generate(family_model, prompt, heads=heads, policy=policy, max_new_tokens=40)
-            assert torch.equal(out.sequences, own)
-            assert min(out.stats.block_positions) == max(out.stats.block_positions)
-            drafted, accepted = drafted + out.stats.drafted, accepted + out.stats.accepted
+    for policy, prompt in zip(POLICIES, prompts(len(POLICIES), length=9), strict=True):
+        out = eelib.generate(family_model, prompt, heads=heads, policy=policy, max_new_tokens=40)
+        assert torch.equal(out.sequences, own_text(family_model, prompt, max_new_tokens=40))
+        assert min(out.stats.block_positions) == max(out.stats.block_positions)
+        drafted, accepted = drafted + out.stats.drafted, accepted + out.stats.accepted
     assert accepted < drafted, "nothing was ever rejected, so nothing was tested"
 
 
