@@ -1,7 +1,7 @@
 """Model sizes: measured gains; computed gains and training costs."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,12 +139,14 @@ _TABLES = {
 }
 
 
-def read_sizes(folders: Mapping[str, str | Path] | str | Path) -> pd.DataFrame:
+def read_sizes(folders: Mapping[str, str | Path] | str | Path, among: Collection[str] | None = None) -> pd.DataFrame:
     """Results of several models, smallest first, from the CSVs of their figures.
 
     Args:
         folders: for each model the folder of its figures; or the folder that holds these, for every model with all
             three tables.
+        among: names of models that are read of such a folder, such as those that were asked for the same text; None
+            for all.
 
     Returns:
         One row per model, measure and place: model, parameters, n_blocks, measure, at, value, value_low, value_high
@@ -157,9 +159,13 @@ def read_sizes(folders: Mapping[str, str | Path] | str | Path) -> pd.DataFrame:
     """
     if not isinstance(folders, Mapping):
         inside = sorted(expanded(folders).glob("*"))
+        inside = [path for path in inside if among is None or path.name in among]
         named = {path.name: path for path in inside if all((path / name).is_file() for name in _TABLES)}
         if not named:
-            raise InvalidInputError(f"{folders} holds no folder with {', '.join(_TABLES)}: make these tables first.")
+            of = "" if among is None else f" of {', '.join(among)}"
+            raise InvalidInputError(
+                f"{folders} holds no folder{of} with {', '.join(_TABLES)}: make these tables first."
+            )
         folders = named
     of_models = [_of_model(model, expanded(folder)) for model, folder in folders.items()]
     return pd.concat(sorted(of_models, key=lambda table: table.parameters.iloc[0]), ignore_index=True)

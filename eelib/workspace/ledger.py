@@ -134,8 +134,9 @@ def _changed() -> bool | None:
 
 def environment() -> dict[str, str]:
     """Versions of all installed packages, by name."""
-    read = [one.metadata for one in distributions()]  # each access reads the file anew
-    return dict(sorted((one["Name"].lower(), one["Version"]) for one in read if one.get("Name")))
+    read = (one.metadata for one in distributions())  # each access reads the file anew
+    found = {one["Name"].lower(): one["Version"] for one in read if one.get("Name")}
+    return dict(sorted(found.items()))
 
 
 @cache

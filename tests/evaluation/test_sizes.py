@@ -101,6 +101,8 @@ def test_models_side_by_side(tmp_path):
     pd.testing.assert_frame_equal(read_sizes(tmp_path), table[table.model == "small"])
     (tmp_path / "unfinished" / "02_auroc.csv").rename(folders["large"] / "02_auroc.csv")
     pd.testing.assert_frame_equal(read_sizes(tmp_path), table)  # "large" comes first by name
+    among = read_sizes(tmp_path, among=["large", "not run"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(among, table[table.model == "large"].reset_index(drop=True))
     found = larger_gain_more(table, "small", "large").set_index(["measure", "at"]).verdict
     assert found["agreement", 0.25] == "more" and found["speed", "DSSD"] == "undecided"
     assert found["blocks saved", 0.9] == "one run" and found["auroc of entropy", 0.5] == "undecided"
@@ -119,5 +121,7 @@ def test_tables_that_are_not_there_or_too_old(tmp_path):
     for given in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InvalidInputError, match=r"holds no folder with 02_auroc\.csv, 04_exits"):
             read_sizes(given)
+    with pytest.raises(InvalidInputError, match="holds no folder of tiny, other with"):
+        read_sizes(tmp_path, among=["tiny", "other"])
     with pytest.raises(InvalidInputError, match="small or large is not in the table"):
         larger_gain_more(pd.DataFrame({"model": ["small"]}), "small", "large")

@@ -55,5 +55,5 @@ def resolve(node: ast.AST, names: dict) -> object:
     """What a dotted name stands for that begins with something imported; None for everything else."""
     if isinstance(node, ast.Attribute):
         owner = resolve(node.value, names)
-        return owner and getattr(owner, node.attr)
+        return None if owner is None else getattr(owner, node.attr)
     return names.get(node.id) if isinstance(node, ast.Name) else None
