@@ -280,10 +280,11 @@ def agreement_and_speed(table: pd.DataFrame) -> str:
         table: `read_sizes`.
     """
     check_table(table, "model", "parameters", "measure", "at", *with_interval("value"))
+    table = table.dropna(subset="value", ignore_index=True)
     models = table.drop_duplicates("model").sort_values("parameters", kind="stable").model.tolist()
     if len(models) < 2:
-        return f"**Only {models[0]} was measured**: there is nothing to compare it with."
-    verdicts = larger_gain_more(table.dropna(subset="value", ignore_index=True), models[0], models[-1])
+        return f"**Only {models[0]} was measured**: there is nothing to compare it with." if models else NOTHING
+    verdicts = larger_gain_more(table, models[0], models[-1])
     phrases = []
     for measure, gain, place in (
         ("agreement", "agrees more", "depths"),
