@@ -16,13 +16,15 @@ PROJECT = HERE.parents[1]
 def main() -> int:
     """Build the site; return the exit status."""
     source, built = PROJECT / "build" / "site", PROJECT / "site"
-    for folder in (source, built):
-        shutil.rmtree(folder, ignore_errors=True)
+    made = source / "html"  # beside it, myst-nb leaves the pictures of notebooks
+    shutil.rmtree(source, ignore_errors=True)
     without_outputs = collect(PROJECT, source / "pages")
     options = ["-W", "-q", "-j", "auto", "-b", "html", "-d", str(source / "doctrees")]
-    if sphinx([*options, "-c", str(HERE), str(source / "pages"), str(built)]):
+    if sphinx([*options, "-c", str(HERE), str(source / "pages"), str(made)]):
         print("error: the site has warnings (above); each is a broken reference or markup to mend", file=sys.stderr)
         return 1
+    shutil.rmtree(built, ignore_errors=True)
+    made.rename(built)
     found = list(problems(built))
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
