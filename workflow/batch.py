@@ -371,8 +371,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     what = given.source.stem if given.command == "run" else given.command
-    print(f"{what}: {'done' if status == 0 else 'failed'} after {minutes} min {seconds} s", flush=True)
+    print(f"{what}: {'done' if status == 0 else 'failed'} after {minutes} min {seconds} s{_memory()}", flush=True)
     return status
+
+
+def _memory() -> str:
+    """Peak memory of the largest process that ran, in words; else empty."""
+    try:
+        import resource  # not on every system
+    except ImportError:
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", at most {peak / 2**30:.1f} GiB in one process" if peak else ""
 
 
 if __name__ == "__main__":

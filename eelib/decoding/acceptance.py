@@ -25,6 +25,8 @@ class Draft:
         score: confidence at the exit.
         probabilities: distribution it was drawn from, [vocab]; None if it was not drawn but the argmax, or looked up.
         final: the head's prediction of the unembedding's input (`ExitHeads.final`).
+        asked: heads that were asked for it.
+        ends: whether the text would end with it.
     """
 
     token: int
@@ -32,6 +34,8 @@ class Draft:
     score: float
     probabilities: Tensor | None = None
     final: Tensor | None = None
+    asked: int = 0
+    ends: bool = False
 
 
 class Greedy:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eelib.display import table_html
 
-TRACE_COLUMNS = ("round", "position", "token_id", "depth", "score", "drafted", "accepted")
+TRACE_COLUMNS = ("round", "position", "token_id", "depth", "score", "drafted", "accepted", "asked", "ends")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class DecodingOutput:
     Attributes:
         sequences: prompt and new tokens, [1, position].
         trace: one row per emitted or rejected token: round (0 = prefill), position, token_id, depth (the number of
-            blocks for the full model; 0 for lookup), score of the exit, drafted, accepted.
+            blocks for the full model; 0 for lookup), score of the exit, drafted, accepted, asked (heads asked for the
+            token, where it is the full model's in vain), ends (whether the text ends with it).
         stats: counts and time.
 
     Example:

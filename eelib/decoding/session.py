@@ -1,7 +1,7 @@
 """Session: one call of the engine, token by token."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -138,6 +138,7 @@ class Session:
                 "Masked tokens inside a prompt are not supported with sliding windows: remove them from the prompt."
             )
         self.head_positions = dict.fromkeys(self.exit_depths, 0)
+        self._noted = 0  # heads asked for what is in the trace, or drafted
         self._previous: Tensor | None = None  # for heads that read it: what was read one position before the newest
         self.drafted = self.accepted = self.rounds = 0
         self._rows: list[tuple] = []
@@ -249,10 +250,11 @@ class Session:
             draft: the head's; None for the full model's token.
             drafted: whether the full model has verified the draft.
         """
-        self._note(self.tokens.shape[1], token, draft, drafted, accepted=drafted)
+        position = self.tokens.shape[1]
         self.tokens = _append(self.tokens, token)
         self._put(self.tokens[:, -1].cpu())
         self.ended = self._ends(self.tokens)
+        self._note(position, token, draft, drafted, accepted=drafted, ends=self.ended)
 
     @stepwise
     def emit_full(self) -> Steps:
@@ -293,10 +295,10 @@ class Session:
             draft = (yield from steps(self, "draft", prefix)) if len(drafts) < limit else None
             if draft is None:
                 break
-            drafts.append(draft)
             self._previous = draft.final
             prefix = _append(prefix, draft.token)
-            if self._ends(prefix):
+            drafts.append(replace(draft, asked=self._newly_asked(), ends=self._ends(prefix)))
+            if drafts[-1].ends:
                 break  # nothing can follow this draft, so it is not fed
         self._rules = final_rules
         self.drafted += len(drafts)
@@ -314,7 +316,7 @@ class Session:
         if draft is None:
             yield from steps(self, "emit_full")
         else:
-            self.emit(draft.token, draft)
+            self.emit(draft.token, replace(draft, asked=self._newly_asked()))
 
     def _judge(self, drafts: list[Draft], logits: Tensor, prefix: Tensor) -> int:
         """Emit what stands; return the number of accepted drafts.
@@ -340,11 +342,17 @@ class Session:
 
     def _note_rejected(self, drafts: list[Draft], start: int) -> None:
         for position, draft in enumerate(drafts, start):
-            self._note(position, draft.token, draft, drafted=True, accepted=False)
+            self._note(position, draft.token, draft, drafted=True, accepted=False, ends=draft.ends)
 
-    def _note(self, position: int, token: int, draft: Draft | None, drafted: bool, accepted: bool) -> None:
-        depth, score = (draft.depth, draft.score) if draft else (self.backbone.n_blocks, float("nan"))
-        self._rows.append((self.rounds, position, token, depth, score, drafted, accepted))
+    def _note(self, position: int, token: int, draft: Draft | None, drafted: bool, accepted: bool, ends: bool) -> None:
+        made = draft or Draft(token, self.backbone.n_blocks, float("nan"), asked=self._newly_asked())
+        self._rows.append((self.rounds, position, token, made.depth, made.score, drafted, accepted, made.asked, ends))
+
+    def _newly_asked(self) -> int:
+        """Heads asked since the last call."""
+        total = sum(self.head_positions.values())
+        asked, self._noted = total - self._noted, total
+        return asked
 
     def _ends(self, tokens: Tensor) -> bool:
         return bool(self._rules[1](tokens, None).any())

@@ -200,6 +200,7 @@ function followTheme(root, store) {
     if (root.dataset.theme === name) return;
     root.dataset.theme = name;
     store.theme = THEMES[name];
+    for (const [part, color] of Object.entries(store.theme)) root.style.setProperty(`--${part}`, color);
     store.tell(new Set(["shape", "settings"]));
   };
   const watch = new MutationObserver(tell);

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eelib.calibration.thresholds import Calibration
 from eelib.decoding.output import DecodingOutput
 from eelib.decoding.policies import Confidence, Policy
-from eelib.errors import InvalidInputError, MissingExtraError
+from eelib.errors import InvalidInputError
 from eelib.evaluation.latency import Timings
 from eelib.explorer import page
 from eelib.explorer.ladder import ThresholdLadder
@@ -203,7 +203,8 @@ class Explorer:
         """
         if self._widget is None:
             self._widget = widget_class()(**self._state(), live=self._runner is not None)
-            self._widget.observe(self._heard, ["settings", "selected", "side", "request"])
+            heard = ["settings", "selected", "side", "request"]
+            self._widget.observe(lambda change: self._take({change["name"]: change["new"]}), heard)
         return self._widget
 
     def __repr__(self) -> str:
@@ -227,9 +228,6 @@ class Explorer:
             "selected": self._chosen, "side": self._side, "prompt": self._prompt,
             "max_new_tokens": self._runner.max_new_tokens if self._runner else 64,
         }  # fmt: skip
-
-    def _heard(self, change: Mapping) -> None:
-        self._take({change["name"]: change["new"]})
 
     def _take(self, changes: Mapping) -> None:
         """Take over what the browser says, and tell who watches."""
@@ -267,42 +265,17 @@ class Explorer:
         """Show the run that was asked for."""
         self.recordings, self._settings = [recording], [recording.settings]
         self._chosen, self._side = [], 0
-        state = self._state()
         if self._widget is not None:
             with self._widget.hold_sync():
-                self._widget.settings, self._widget.selected = state["settings"], []
-                self._widget.data = state["data"]
+                self._widget.settings, self._widget.selected = self._settings, []
+                self._widget.data = self._state()["data"]
         self._tell("recording")
 
 
 @cache
 def widget_class() -> type:
-    """The widget, made when it is first needed.
-
-    Raises:
-        MissingExtraError: anywidget is not installed.
-    """
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"No anywidget ({error}): pip install 'eelib[explore]'; Explorer.to_html needs nothing."
-        ) from error
-
-    class ExplorerWidget(anywidget.AnyWidget):
-        """The browser's side: what it is given, and what it says."""
-
-        _esm = page.module()
-        _css = page.style()
-        data = traitlets.Dict().tag(sync=True)
-        settings = traitlets.List().tag(sync=True)
-        selected = traitlets.List().tag(sync=True)
-        side = traitlets.Int(0).tag(sync=True)
-        prompt = traitlets.Unicode().tag(sync=True)
-        max_new_tokens = traitlets.Int(64).tag(sync=True)
-        live = traitlets.Bool(False).tag(sync=True)
-        request = traitlets.Dict().tag(sync=True)
-        status = traitlets.Dict().tag(sync=True)
-
-    return ExplorerWidget
+    """The widget, made when it is first needed."""
+    return page.widget_class(
+        "ExplorerWidget", page.module(), page.style(), data={}, settings=[], selected=[], side=0, prompt="",
+        max_new_tokens=64, live=False, request={}, status={},
+    )  # fmt: skip

@@ -59,11 +59,12 @@ export function heatmapView(store, side) {
 
   function column(token, x) {
     const settled = store.run(side).settled[token];
-    const words = []; // beside the boxes: what can be read of an option has to be its name
+    const [read, words] = [[], []]; // words beside the boxes: what can be read of an option has to be its name
     const boxes = exits.map((exit, row) => {
       const place = token * record.width + exit;
       const fill = heat(shape.sure(place));
       const [y, said] = [row * HIGH, tokenText(record, record.drafts[0].tokens[place])];
+      read.push(`depth ${record.exits[exit]} ${said} ${number(shape.values[place])}`);
       const here = record.exits[exit] === settled;
       const differs = exit < record.width - 1 && !shape.agrees(place);
       const box = h("rect", {
@@ -80,11 +81,7 @@ export function heatmapView(store, side) {
     words.push(label(x + 5, high - 10, short(own, 8), { fill: store.theme.ink, "font-weight": 600 }));
     const option = h("g", {
       role: "option", "data-token": token, tabindex: -1, class: "column", "aria-selected": "false",
-      "aria-label": `${short(own, 20)}: ${exits.map((exit) => {
-        const place = token * record.width + exit;
-        const said = tokenText(record, record.drafts[0].tokens[place]);
-        return `depth ${record.exits[exit]} ${said} ${number(shape.values[place])}`;
-      }).join(", ")}`,
+      "aria-label": `${short(own, 20)}: ${read.join(", ")}`,
     }, boxes, h("rect", { x, y: high - HEAD, width: WIDE, height: HEAD, fill: "transparent" }));
     return [option, h("g", { "aria-hidden": "true", "pointer-events": "none" }, words)];
   }

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from eelib.decoding.monitor import ExitMonitor, agreement_so_far, compare_monitors, read_export
-from eelib.errors import InvalidInputError, MissingExtraError
-from eelib.explorer.page import page_of, show_live
+from eelib.errors import InvalidInputError
+from eelib.explorer.page import page_of, show_live, widget_class
 from eelib.settings import POSITIVE, Number
 from eelib.statistics import ratio_difference_interval, ratio_interval
 from eelib.workspace import atomic_write
@@ -248,17 +248,4 @@ def _file(suffix: str) -> str:
 
 @cache
 def _widget_class() -> type:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise MissingExtraError(f"No anywidget ({error}): pip install 'eelib[explore]'") from error
-
-    class MonitorWidget(anywidget.AnyWidget):
-        """The browser's side: what is drawn, and the current call."""
-
-        _esm, _css = _file("js"), _file("css")
-        data = traitlets.Dict().tag(sync=True)
-        live = traitlets.Dict().tag(sync=True)
-
-    return MonitorWidget
+    return widget_class("MonitorWidget", _file("js"), _file("css"), data={}, live={})

@@ -1,9 +1,12 @@
-"""One page from the live view's modules, without kernel or network."""
+"""Live views as widgets, and as pages without kernel or network."""
 
 import html
 import json
 import re
 from importlib.resources import files
+from typing import Any
+
+from eelib.errors import MissingExtraError
 
 MODULES = (
     "what_if", "drawing", "tokens_view", "heatmap_view", "replay_view", "token_details", "what_if_view", "explorer",
@@ -72,6 +75,22 @@ def frame(content: str, height: int) -> str:
         f'<iframe title="{about}" srcdoc="{html.escape(content)}" loading="lazy" '
         f'style="width:100%;height:{height}px;border:1px solid #8888;border-radius:6px"></iframe>'
     )
+
+
+def widget_class(name: str, script: str, style: str, **fields: Any) -> type:
+    """An anywidget whose fields, given with their defaults, the browser shares.
+
+    Raises:
+        MissingExtraError: anywidget is not installed.
+    """
+    try:
+        import anywidget
+        import traitlets as of
+    except ImportError as error:
+        raise MissingExtraError(f"No anywidget ({error}): pip install 'eelib[explore]' (to_html needs none)") from error
+    kinds = {dict: of.Dict, list: of.List, str: of.Unicode, int: of.Int, bool: of.Bool}
+    shared = {field: kinds[type(value)](default_value=value).tag(sync=True) for field, value in fields.items()}
+    return type(name, (anywidget.AnyWidget,), {"_esm": script, "_css": style, **shared})
 
 
 def show_live(bundle: tuple[dict, dict], told: str) -> None:

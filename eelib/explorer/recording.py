@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
-import torch
 
 from eelib.confidence.metrics import METRICS, axis_label
 from eelib.decoding.output import DecodingOutput
-from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Outcome, Policy
+from eelib.decoding.policies import Confidence, FixedExit, Lookup, Never, Policy
 from eelib.errors import HeadsError, InvalidInputError
 from eelib.evaluation.latency import Timings
 from eelib.evaluation.weight_reads import WeightReads
@@ -70,13 +69,8 @@ class Recording:
     def __post_init__(self):
         self._check_text()
         self._check_depths()
-        metric = getattr(self.policy, "metric", None)
-        if metric is not None and metric not in self.traces.scores:
-            raise InvalidInputError(
-                f"The policy's metric {metric!r} is not in the traces, which have {', '.join(self.traces.scores)}: "
-                "register it (`register_metric`) before tracing the text."
-            )
-        object.__setattr__(self, "rounds", rounds_of(self.output, self.traces, self.policy))
+        object.__setattr__(self, "rounds", rounds_of(self.output))
+        self._check_policy()
 
     @property
     def verified(self) -> bool:
@@ -124,12 +118,10 @@ class Recording:
         }  # fmt: skip
         if self.policy is not None and type(self.policy) in KINDS:
             settings["kind"] = KINDS[type(self.policy)]
-            shared = set(settings) & set(asdict(self.policy))
-            settings |= {name: asdict(self.policy)[name] for name in shared - {"lookup"}}
-            lookup = self.policy if isinstance(self.policy, Lookup) else getattr(self.policy, "lookup", None)
-            settings["lookup"] = None if lookup is None else asdict(lookup) | {"sizes": list(lookup.sizes)}
-            if isinstance(self.policy, Lookup):
-                settings["max_draft"] = 4
+            own = {"lookup": asdict(self.policy)} if isinstance(self.policy, Lookup) else asdict(self.policy)
+            settings |= {name: own[name] for name in set(settings) & set(own)}
+            if settings["lookup"] is not None:
+                settings["lookup"] |= {"sizes": list(settings["lookup"]["sizes"])}
         settings["thresholds"] = [_finite(threshold) for threshold in settings["thresholds"]]
         return settings | self._step(settings)
 
@@ -219,8 +211,6 @@ class Recording:
                 f"The output has tokens of depth {unknown}, and the traces are of heads at {list(depths)}: trace the "
                 "text with the heads that decoded it."
             )
-        if self.policy is not None:
-            self.policy.exit_depths(depths)  # raises where its thresholds are of others
         if self.ladder is not None and self.ladder.depths != depths:
             raise HeadsError(
                 f"The ladder of thresholds is for heads at {list(self.ladder.depths)}, and the traces are of heads at "
@@ -240,6 +230,25 @@ class Recording:
                     "`time_pieces` with these heads."
                 )
 
+    def _check_policy(self) -> None:
+        metric = getattr(self.policy, "metric", None)
+        if metric is not None and metric not in self.traces.scores:
+            raise InvalidInputError(
+                f"The policy's metric {metric!r} is not in the traces, which have {', '.join(self.traces.scores)}: "
+                "register it (`register_metric`) before tracing the text."
+            )
+        asked = self.exit_depths  # raises where its thresholds are for other depths
+        if type(self.policy) not in KINDS:
+            return
+        most = self.settings["draft_length" if isinstance(self.policy, FixedExit) else "max_draft"]
+        for one in self.rounds:
+            depths = [depth for _, depth, *_ in one.drafts if depth]
+            if len(depths) > most or not {*depths} <= {*asked}:
+                raise InvalidInputError(
+                    f"A round of the output has {len(depths)} drafts of heads at {sorted({*depths})}, where "
+                    f"{self.policy} allows {most} at {list(asked)}: pass the policy that made it, or None."
+                )
+
 
 def prices_of(prices: Timings | WeightReads) -> dict:
     """Prices of the pieces of decoding, for the browser."""
@@ -251,75 +260,17 @@ def prices_of(prices: Timings | WeightReads) -> dict:
     return {"unit": "seconds", "pieces": pieces, **per}
 
 
-def rounds_of(output: DecodingOutput, traces: TextTraces, policy: Policy | None) -> tuple[Round, ...]:
-    """Rounds as decoded, with what the trace leaves unsaid.
-
-    That is heads asked in vain, and drafts that were not fed.
-
-    Raises:
-        InvalidInputError: a round with more drafts than the policy allows.
-    """
-    trace = output.trace
-    if not output.stats.rounds:
-        own = [[] if row.depth == traces.n_blocks else [_draft(row, True)] for row in trace.iloc[1:].itertuples()]
-        return tuple(Round(tuple(drafts), declined=not drafts) for drafts in own)
-    found = []
-    for _, rows in trace[trace["round"] > 0].groupby("round", sort=True):
-        drafts = tuple(_draft(row, bool(row.accepted)) for row in rows[rows.drafted].itertuples())
-        found.append([drafts, int(rows[rows.drafted].position.max()) if drafts else -1])
-    unfed = _unfed(found, output, traces)
-    limits = _limits(found, unfed, traces, policy)
-    rounds = []
-    for number, (drafts, _) in enumerate(found):
-        looked_up = bool(drafts) and drafts[0][1] == 0
-        more = limits[number] is not None and len(drafts) < limits[number] and not looked_up
-        rounds.append(Round(drafts, declined=more and number not in unfed, unfed=number in unfed))
+def rounds_of(output: DecodingOutput) -> tuple[Round, ...]:
+    """Rounds as decoded; without verification, one for each token."""
+    verified, trace, rounds = output.stats.rounds > 0, output.trace.iloc[1:], []  # the first token is prefill's
+    for _, rows in trace.groupby(trace["round"] if verified else trace.position, sort=True):
+        made = rows.drafted if verified else rows.depth < len(output.stats.block_positions)
+        drafts = [
+            (int(row.token_id), int(row.depth), _finite(row.score), bool(row.accepted) or not verified)
+            for row in rows[made].itertuples()
+        ]
+        rounds.append(Round(tuple(drafts), bool(rows.asked[~made].any()), bool(rows.ends[made].any())))
     return tuple(rounds)
-
-
-def _draft(row, accepted: bool) -> tuple[int, int, float | None, bool]:
-    return int(row.token_id), int(row.depth), _finite(row.score), accepted
-
-
-def _unfed(rounds: list, output: DecodingOutput, traces: TextTraces) -> set[int]:
-    """Rounds whose last draft was not fed.
-
-    Behind a draft that ends the text nothing can follow. Block 0 saw every token that was fed.
-    """
-    stats, last = output.stats, len(traces.tokens) - 1
-    fed = stats.block_positions[0] - traces.prompt_length - (stats.emitted - 1)
-    missing = stats.drafted - stats.accepted - fed
-    ended = [n for n, (drafts, end) in enumerate(rounds) if drafts and end == last and drafts[-1][3]]
-    wrong = [n for n, (drafts, _) in enumerate(rounds) if drafts and not drafts[-1][3] and drafts[-1][1]]
-    sure = [n for n in wrong if rounds[n][0][-1][0] in traces.ends or rounds[n][1] >= last]
-    return {*ended, *sure[-missing:]} if missing > 0 else {*ended}
-
-
-def _limits(rounds: list, unfed: set[int], traces: TextTraces, policy: Policy | None) -> list[int | None]:
-    """Drafts that the policy allowed in each round.
-
-    None for a policy whose state cannot be followed.
-    """
-    if policy is None or type(policy) not in KINDS:
-        return [None] * len(rounds)
-    text, done, limits = torch.as_tensor(traces.tokens)[None], 1, []
-    state, cuts = policy.start(text[:, : traces.prompt_length], traces.depths), policy.exit_depths(traces.depths)
-    for number, (drafts, _) in enumerate(rounds):
-        limit = policy.draft_limit(state)
-        looked_up = policy.look_up(state, text[:, : traces.prompt_length + done])
-        if len(drafts) > max(limit, len(looked_up)):
-            raise InvalidInputError(
-                f"A round of the output has {len(drafts)} drafts, where {policy} allows {max(limit, len(looked_up))}: "
-                "pass the policy that made it, or None."
-            )
-        accepted = sum(accepted for *_, accepted in drafts)
-        depths = [depth for _, depth, *_ in drafts if depth]
-        declined = len(drafts) < limit and not looked_up and number not in unfed
-        asked = sum(cuts.index(depth) + 1 for depth in depths) + declined * len(cuts)
-        policy.observe(state, Outcome(len(drafts), accepted, sum(depths) / traces.n_blocks, asked))
-        limits.append(limit)
-        done += accepted + 1
-    return limits
 
 
 def selection_table(recording: Recording, chosen: list[int]) -> pd.DataFrame:
@@ -343,18 +294,7 @@ def selection_table(recording: Recording, chosen: list[int]) -> pd.DataFrame:
                 "agrees": said == int(traces.teacher[token]), "kl": float(traces.kl[token, exit_]),
                 **{metric: float(scores[0, token, exit_]) for metric, scores in traces.scores.items()},
             })  # fmt: skip
-    columns = [
-        "token",
-        "position",
-        "token_id",
-        "text",
-        "depth",
-        "head_token",
-        "head_text",
-        "probability",
-        "agrees",
-        "kl",
-    ]
+    columns = "token position token_id text depth head_token head_text probability agrees kl".split()
     return pd.DataFrame(rows, columns=[*columns, *traces.scores])
 
 

@@ -100,12 +100,10 @@ export function replayView(store, side) {
 
   /** Positions that have passed each block, prompt included. */
   function passed(last) {
-    const blocks = Array(record.n_blocks).fill(record.prompt_length);
-    for (const { cells } of run.events.slice(0, last + 1)) {
-      for (const { first, last: end, start,
-        end: to } of cells) for (let b = first; b < end; b++) blocks[b] += to - start;
-    }
-    return blocks;
+    const cells = run.events.slice(0, last + 1).flatMap((event) => event.cells);
+    const through = (block) => cells.filter((cell) => cell.first <= block && block < cell.last);
+    return Array.from({ length: record.n_blocks }, (_, block) =>
+      through(block).reduce((sum, { start, end }) => sum + end - start, record.prompt_length));
   }
 
   function drawn(width) {

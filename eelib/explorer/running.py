@@ -31,7 +31,6 @@ class Runner:
     Attributes:
         model, tokenizer, heads: that decode.
         ladder, timings: of the recordings.
-        name: of the model.
         max_new_tokens: unless a run says otherwise.
         verify: whether drafts are verified.
     """
@@ -41,7 +40,6 @@ class Runner:
     heads: ExitHeads | None
     ladder: ThresholdLadder | None = None
     timings: Timings | None = None
-    name: str | None = None
     max_new_tokens: int = 64
     verify: bool = True
 
@@ -60,7 +58,7 @@ class Runner:
             verify=self.verify, do_sample=False, max_new_tokens=max_new_tokens or self.max_new_tokens,
             streamer=streamer,
         )  # fmt: skip
-        traces = trace_text(self.model, self.tokenizer, output, self.heads, name=self.name)
+        traces = trace_text(self.model, self.tokenizer, output, self.heads)
         return Recording(output, traces, policy, self.ladder, self.timings)
 
 

@@ -6,6 +6,7 @@ import unicodedata
 import numpy as np
 
 from eelib.errors import InvalidInputError
+from eelib.evaluation.weight_reads import emitted_depths
 from eelib.explorer.recording import Recording
 from eelib.settings import check_known
 
@@ -104,8 +105,7 @@ def _replay(recording: Recording) -> str:
 
 def _settled(recording: Recording) -> tuple[list[int], dict[int, list[int]]]:
     """Depth of each new token, and rejected drafts by their place."""
-    trace = recording.output.trace
-    depths = [int(depth) for depth in trace.depth[~trace.drafted | trace.accepted]]
+    depths = emitted_depths(recording.output).tolist()
     done, rejected = 1, {}
     for one in recording.rounds:
         wrong = [token for token, _, _, accepted in one.drafts if not accepted]

@@ -46,7 +46,6 @@ class TextTraces:
         probabilities: of these at each exit.
         vocabulary: text of the tokens in `best` and `drafted`.
         reads: weights that pieces of the model read.
-        ends: tokens that end a text.
         heads_fingerprint: of the heads; None for the logit lens.
 
     Raises:
@@ -68,7 +67,6 @@ class TextTraces:
     probabilities: Float[np.ndarray, "best exit"]
     vocabulary: dict[int, str]
     reads: WeightReads
-    ends: tuple[int, ...] = ()
     heads_fingerprint: str | None = None
 
     def __post_init__(self):
@@ -140,7 +138,6 @@ def trace_text(
         parts.append(_read(heads, [[final[at] for final in of_draft] for of_draft in finals], whole[at], own))
     ids = np.concatenate([part["best"] for part in parts])
     drafted = np.concatenate([part["drafted"] for part in parts], axis=1)
-    ends = backbone.model.generation_config.eos_token_id
     anchor = int(text[begin - 1]) if begin else int(text[0])
     return TextTraces(
         model=name or backbone.model.config._name_or_path or type(backbone.model).__name__,
@@ -158,7 +155,6 @@ def trace_text(
         probabilities=np.concatenate([part["probabilities"] for part in parts]),
         vocabulary=vocabulary_of(tokenizer, {*ids.tolist(), *drafted.ravel().tolist(), *output.trace.token_id}, anchor),
         reads=WeightReads.of(model, heads),
-        ends=tuple(ends if isinstance(ends, list) else [] if ends is None else [ends]),
         heads_fingerprint=None if lens else heads.fingerprint(),
     )
 

@@ -36,10 +36,9 @@ export function tokenDetails(store, side) {
         round < 0 ? ", from the prompt's pass" : `, round ${round + 1}`,
       locked ? " · locked (Esc frees)" : ""));
     const metrics = record.metrics;
-    const exits = record.exits.map((depth, exit) => [depth, exit]);
-    const rows = exits.map(([depth, exit]) => h("tr", {}, h("th", { scope: "row" }, chip(depth)),
+    const rows = record.exits.map((depth, exit) => h("tr", {}, h("th", { scope: "row" }, chip(depth)),
       h("td", {}, verdict(exit)), h("td", { class: "best" }, best(exit))));
-    const scored = exits.map(([depth, exit]) => h("tr", {}, h("th", { scope: "row" }, chip(depth)),
+    const scored = record.exits.map((depth, exit) => h("tr", {}, h("th", { scope: "row" }, chip(depth)),
       metrics.map((metric) => h("td", {}, score(metric, exit))),
         h("td", {}, number(record.kl[token * record.width + exit]))));
     svg = followed();
@@ -58,10 +57,9 @@ export function tokenDetails(store, side) {
 
   function verdict(exit) {
     if (exit === record.width - 1) return "";
-    const said = record.drafted ?? record.drafts[0].tokens;
-    const place = token * record.width + exit;
-    if (said[place] < 0) return h("span", { title: "“other” leads: the head declines" }, "declines");
-    return said[place] === record.teacher[token] ? "✓ yes" : h("span", { class: "wrong" }, "✗ no");
+    const said = record.drafts[0].tokens[token * record.width + exit];
+    if (said < 0) return h("span", { title: "“other” leads: the head declines" }, "declines");
+    return said === record.teacher[token] ? "✓ yes" : h("span", { class: "wrong" }, "✗ no");
   }
 
   function best(exit) {

@@ -380,16 +380,13 @@ export function clock(events, prices) {
 
 /** What settings bring: counts, rates, speed-up over plain decoding of the same text, and what it is made of. */
 export function predict(record, settings) {
-  const run = replay(record, settings);
-  const price = pricer(record.prices);
-  const plain = cost(replay(record, { kind: "never" }).work, record.prices, price);
-  return summary(record, run, cost(run.work, record.prices, price), plain);
+  return summary(record, replay(record, settings));
 }
 
-/** The same of the run that was recorded. */
-export function summary(record, run = recorded(record), own = null, plain = null) {
-  own ??= cost(run.work, record.prices);
-  plain ??= cost(replay(record, { kind: "never" }).work, record.prices);
+/** The same of rounds, such as those that were recorded. */
+export function summary(record, run) {
+  const price = pricer(record.prices);
+  const [own, plain] = [run, replay(record, { kind: "never" })].map(({ work }) => cost(work, record.prices, price));
   const { emitted, drafted, accepted, rounds } = run.work;
   const exits = new Map([0, ...record.exits].map((depth) => [depth, 0]));
   for (const depth of run.settled) exits.set(depth, exits.get(depth) + 1);
@@ -420,10 +417,14 @@ export function neighbours(record, settings) {
   return found.map((changes) => ({ ...settings, kind: "confidence", ...changes }));
 }
 
+/** Scores of one head by a metric, ascending. */
+export function sorted(record, metric, head) {
+  return Float64Array.from({ length: record.n }, (_, i) => record.drafts[0].scores[metric][i * record.width + head])
+    .sort();
+}
+
 /** Thresholds that let a share of the tokens pass at each head. */
 export function shares(record, metric, share) {
-  return record.depths.map((_, head) => {
-    const scores = [...Array(record.n).keys()].map((i) => record.drafts[0].scores[metric][i * record.width + head]);
-    return scores.sort((a, b) => b - a)[Math.min(record.n - 1, Math.floor(share * record.n))];
-  });
+  const least = Math.min(record.n - 1, Math.floor(share * record.n));
+  return record.depths.map((_, head) => sorted(record, metric, head).at(-1 - least));
 }

@@ -1,7 +1,7 @@
 // What if: sliders, and at once what they would bring on this text.
 
 import { depthName, depthStyle, frameOf, h, label, number, percent, tick } from "./drawing.mjs";
-import { POLICIES, front, neighbours, predict } from "./what_if.mjs";
+import { POLICIES, front, neighbours, predict, sorted } from "./what_if.mjs";
 
 const PIECES = { prefill: "prompt", blocks: "blocks", head: "heads", unembedding: "unembedding",
   span: "embedding, masks", bookkeeping: "bookkeeping" };
@@ -13,12 +13,6 @@ export function stepped(record, settings) {
   const steps = record.ladder?.thresholds[settings.method]?.[settings.metric];
   const at = record.ladder?.epsilons.indexOf(settings.epsilon) ?? -1;
   return steps && at >= 0 ? { ...settings, thresholds: steps[at] } : { ...settings, epsilon: null };
-}
-
-/** Scores of one head by a metric, ascending. */
-function sorted(record, metric, head) {
-  return Float64Array.from({ length: record.n }, (_, i) => record.drafts[0].scores[metric][i * record.width + head])
-    .sort();
 }
 
 /** Settings with some of them changed, so that they stay consistent. */

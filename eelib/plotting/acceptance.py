@@ -79,9 +79,12 @@ def tuned_speed(result: pd.DataFrame) -> Figure:
     ratio.axhline(PAPERS_RATIO, color=PALETTE[7], linestyle=":", label=f"the paper: {PAPERS_RATIO}")
     names = [name.removeprefix("LayerSkip, ").replace(" ", "\n") for name in rivals.decoder]
     ratio.set_xticks(rivals.index, names)
+    ratio.axhline(1, color="0.6", linewidth=0.6)
     ratio.set(xlim=(-0.5, len(rivals) - 0.5), ylabel="DSSD's acceptance\nover LayerSkip's (95%)")
-    ratio.set_ylim(0, None)
-    ratio.legend(fontsize=6)
+    ratio.set_yscale("log", base=2)
+    ratio.set_ylim(top=max(2.1, ratio.get_ylim()[1]))
+    ratio.yaxis.set_major_formatter("{x:g}")
+    ratio.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 

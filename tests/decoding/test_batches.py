@@ -18,6 +18,7 @@ from eelib.decoding import Session
 from eelib.decoding.batches import DREX, All, Each, Gathering, Wait
 from eelib.decoding.batches.ragged import Ragged
 from eelib.decoding.bitwise import RowExact
+from eelib.decoding.output import TRACE_COLUMNS
 from eelib.errors import EelibError, InvalidInputError, UnsupportedError
 
 POLICIES = (SURE, eelib.FixedExit(3, 4), eelib.Never(), Pattern((5, 1, 3, None, 1, 5, 3)), eelib.Lookup())
@@ -196,7 +197,7 @@ def test_sequences_are_laid_out_as_transformers_does(llama):
         for given_ in (asked[0], [torch.tensor([asked[0]])])
     ]
     assert torch.equal(one[0].sequences, one[1].sequences) and torch.equal(one[0].sequences, out.rows[0].sequences)
-    assert list(out.trace) == ["row", "round", "position", "token_id", "depth", "score", "drafted", "accepted"]
+    assert list(out.trace) == ["row", *TRACE_COLUMNS]
     assert "BatchOutput" in repr(out) and "rows" in out._repr_html_()
 
 

@@ -63,10 +63,9 @@ def test_output_is_the_models_own_and_no_block_works_twice(model, own_texts, pol
         assert stats.drafted == trace.drafted.sum() and stats.accepted == trace.accepted.sum()
         rejected = stats.drafted - stats.accepted
         least = prompt.shape[1] + new - 1 + rejected
-        # a rejected draft that would have ended the text was never fed
-        unfed = (
-            trace.drafted & ~trace.accepted & ((trace.token_id == 2) | (trace.position >= prompt.shape[1] + 39))
-        ).sum()
+        ends = (trace.token_id == 2) | (trace.position >= prompt.shape[1] + 39)
+        assert trace.ends.equals(ends) and trace.asked.sum() == sum(stats.head_positions.values())
+        unfed = (trace.ends & trace.drafted & ~trace.accepted).sum()  # nothing could have followed
         assert stats.block_positions == (least - unfed,) * N_BLOCKS
 
 

@@ -68,7 +68,8 @@ def made_up():
             draw.random((2 * n, len(depths) + 1)).astype(np.float32) / 2, dict(enumerate(words)),
             WeightReads(0.12, 0.28, {1: 0.05, 3: 0.06, 5: 0.07}),
         )  # fmt: skip
-        rows = [(i, prompt + i, int(token), N_BLOCKS, float("nan"), False, False) for i, token in enumerate(teacher)]
+        own = (N_BLOCKS, float("nan"), False, False, 0)  # depth, score, drafted, accepted, asked
+        rows = [(i, prompt + i, int(token), *own, i == n - 1) for i, token in enumerate(teacher)]
         stats = eelib.DecodingStats(n, 0, 0, n - 1, (prompt + n - 1,) * N_BLOCKS, (n,) * N_BLOCKS, {}, 1.0)
         trace = pd.DataFrame(rows, columns=list(TRACE_COLUMNS))
         return Recording(eelib.DecodingOutput(torch.as_tensor(tokens)[None], trace, stats), traces, **more)

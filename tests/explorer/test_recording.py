@@ -76,8 +76,9 @@ def test_a_metric_that_was_not_traced(decoded, recording):
 
 def test_another_policy_than_the_outputs(decoded, recording):
     *_, policy, output = decoded
-    with pytest.raises(InvalidInputError, match="drafts, where"):
-        Recording(output, recording.traces, replace(policy, max_draft=1))
+    for other in (replace(policy, max_draft=1), eelib.FixedExit(3, 5), eelib.Never()):
+        with pytest.raises(InvalidInputError, match=r"A round of the output has .* pass the policy that made it"):
+            Recording(output, recording.traces, other)
 
 
 def test_nan_scores(recording):
