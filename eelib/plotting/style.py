@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 """Dashes, beside colour."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 """Markers, beside colour."""
+DIGITS = "%.6g"
+"""How numbers are written beside a figure."""
 
 
 def styled(groups: Iterable, *styles: Iterable) -> Iterator[tuple]:
@@ -80,7 +83,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str, plotted: pd.DataF
         sentence: what the figure shows, in Markdown (`eelib.reporting`). The note ends with day, machine and commit.
     """
     with recorded(folder) as temporary:
-        write_whole(temporary / f"{name}.csv", plotted.to_csv(index=False, float_format="%.6g"))
+        write_whole(temporary / f"{name}.csv", plotted.to_csv(index=False, float_format=DIGITS))
         for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, metadata=metadata)
@@ -122,3 +125,15 @@ def check_table(table: pd.DataFrame, *columns: str) -> None:
         raise InvalidInputError(f"The table has no column {', '.join(missing)}: it has {', '.join(table)}.")
     if table.empty:
         raise InvalidInputError(f"The table has no rows: expected at least one, with {', '.join(columns)}.")
+
+
+def as_written(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """A checked table with the digits of its CSV.
+
+    What is said of it in memory is then what would be said of the file: 0.77499999 is 0.775 in both.
+
+    Raises:
+        InvalidInputError: as `check_table`.
+    """
+    check_table(table, *columns)
+    return table.map(lambda value: float(DIGITS % value) if isinstance(value, float | np.floating) else value)

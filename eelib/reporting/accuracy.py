@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from eelib.plotting.style import check_table, with_interval
+from eelib.plotting.style import as_written, with_interval
 from eelib.reporting.wording import NOTHING, depths, interval, listed, nearest, numbers, pace
 
 TOLD = (0.8, 0.9)
@@ -17,7 +17,7 @@ def accuracy_against_cost(table: pd.DataFrame, cost: str = "blocks") -> str:
             for blocks changed_answers and blocks, for speed token_agreement and speed_ratio with its interval.
         cost: blocks or speed_ratio.
     """
-    check_table(table, "task", "policy", "epsilon", "accuracy", *with_interval("accuracy_less_full"), cost)
+    table = as_written(table, "task", "policy", "epsilon", "accuracy", *with_interval("accuracy_less_full"), cost)
     early = table[table.policy != "full model"].dropna(
         subset=["accuracy", "accuracy_less_full", cost], ignore_index=True
     )
@@ -58,7 +58,7 @@ def anytime_quality(table: pd.DataFrame) -> str:
     Args:
         table: task, depth (the greatest is the full model's), agreement, and accuracy_less_full with its interval.
     """
-    check_table(table, "task", "depth", "agreement", *with_interval("accuracy_less_full"))
+    table = as_written(table, "task", "depth", "agreement", *with_interval("accuracy_less_full"))
     heads = table[table.depth < table.depth.max()].dropna(subset=["agreement", "accuracy_less_full"], ignore_index=True)
     if heads.empty:
         return NOTHING

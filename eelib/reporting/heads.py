@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from eelib.plotting.style import check_table, with_interval
+from eelib.plotting.style import as_written, with_interval
 from eelib.reporting.wording import (
     NOTHING,
     at_depths,
@@ -22,7 +22,7 @@ def settled_shares(table: pd.DataFrame) -> str:
     Args:
         table: `plotting.settled_shares`.
     """
-    check_table(table, "depth", "share_of_tokens")
+    table = as_written(table, "depth", "share_of_tokens")
     shares = table.dropna().set_index("depth").share_of_tokens.sort_index()
     if shares.empty:
         return NOTHING
@@ -42,7 +42,7 @@ def training_curves(table: pd.DataFrame) -> str:
     Args:
         table: tokens, depth, agreement; and held_out_agreement of each depth, where it was measured.
     """
-    check_table(table, "tokens", "depth", "agreement")
+    table = as_written(table, "tokens", "depth", "agreement")
     table = table.dropna(subset="agreement", ignore_index=True).sort_values("tokens")
     if table.empty:
         return NOTHING
@@ -72,7 +72,7 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
     Args:
         table: kind, drafted ("all", or a number of tokens), depth, cost_in_blocks, agreement.
     """
-    check_table(table, "kind", "drafted", "depth", "cost_in_blocks", "agreement")
+    table = as_written(table, "kind", "drafted", "depth", "cost_in_blocks", "agreement")
     table = table.dropna(subset=["cost_in_blocks", "agreement"], ignore_index=True)
     whole = table[table.drafted.astype(str) == "all"]
     if whole.empty:
@@ -106,7 +106,7 @@ def agreement_against_tokens(table: pd.DataFrame) -> str:
     Args:
         table: depth, tokens, agreement with its interval.
     """
-    check_table(table, "depth", "tokens", *with_interval("agreement"))
+    table = as_written(table, "depth", "tokens", *with_interval("agreement"))
     by_tokens = table.pivot_table(index="depth", columns="tokens", values="agreement").dropna()
     if by_tokens.shape[1] < 2 or by_tokens.empty:
         return NOTHING
@@ -129,7 +129,7 @@ def exits_by_depth(table: pd.DataFrame) -> str:
         table: exits ("original", "tuned", "our heads"), depth; in rows of held-out text agreement with its interval; in
             rows of fixed exits draft_length, acceptance_rate and tokens_per_pass.
     """
-    check_table(table, "exits", "depth", *with_interval("agreement"), "draft_length", "tokens_per_pass")
+    table = as_written(table, "exits", "depth", *with_interval("agreement"), "draft_length", "tokens_per_pass")
     on_text = table.dropna(subset="agreement", ignore_index=True)
     if not len(on_text[on_text.exits == "our heads"]):
         return NOTHING
@@ -163,7 +163,7 @@ def full_model_change(table: pd.DataFrame) -> str:
         table: model ("original", "tuned", "plain"); in rows of text: text, ratio with its interval; in rows of a
             benchmark: task, difference with its interval.
     """
-    check_table(table, "model", "text", *with_interval("ratio"), "task", *with_interval("difference"))
+    table = as_written(table, "model", "text", *with_interval("ratio"), "task", *with_interval("difference"))
     texts, tasks = (
         table.dropna(subset=["text", "ratio"], ignore_index=True),
         table.dropna(subset=["task", "difference"], ignore_index=True),

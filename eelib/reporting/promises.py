@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from eelib.confidence.separation import judge_reference
-from eelib.plotting.style import check_table, with_interval
+from eelib.plotting.style import as_written, with_interval
 from eelib.reporting.wording import (
     NOTHING,
     depths,
@@ -29,7 +29,7 @@ def score_densities(table: pd.DataFrame) -> str:
     Args:
         table: depth, metric, agrees, score, density; and threshold (NaN where none keeps the promise).
     """
-    check_table(table, "depth", "metric", "agrees", "score", "density")
+    table = as_written(table, "depth", "metric", "agrees", "score", "density")
     shared = {}
     for (metric, depth), part in table.groupby(["metric", "depth"], sort=False):
         pair = part.pivot_table(index="score", columns="agrees", values="density").dropna()
@@ -58,7 +58,7 @@ def roc_curves(table: pd.DataFrame) -> str:
     Args:
         table: depth, metric, false_positive_rate, true_positive_rate.
     """
-    check_table(table, "depth", "metric", "false_positive_rate", "true_positive_rate")
+    table = as_written(table, "depth", "metric", "false_positive_rate", "true_positive_rate")
     passed = _read_off(table, "false_positive_rate", "true_positive_rate", WRONG_PASS)
     if passed.empty:
         return NOTHING
@@ -78,7 +78,7 @@ def risk_coverage_curves(table: pd.DataFrame) -> str:
     Args:
         table: depth, metric, coverage, risk.
     """
-    check_table(table, "depth", "metric", "coverage", "risk")
+    table = as_written(table, "depth", "metric", "coverage", "risk")
     risk = _read_off(table, "coverage", "risk", COVERAGE)
     silent = sorted({*table.depth} - {*risk.index})
     if risk.empty:
@@ -110,7 +110,7 @@ def auroc_by_depth(table: pd.DataFrame) -> str:
     Args:
         table: of `compare_separation`.
     """
-    check_table(table, "text", "depth", "metric", *with_interval("auroc"), "p_corrected")
+    table = as_written(table, "text", "depth", "metric", *with_interval("auroc"), "p_corrected")
     leads = [name for name in table if name.startswith("auroc_less_") and not name.endswith(("_low", "_high"))]
     table = table.dropna(subset=["auroc", *leads], ignore_index=True)
     if not leads or not table.p_corrected.notna().any():
@@ -144,7 +144,7 @@ def promised_against_achieved(table: pd.DataFrame) -> str:
     Args:
         table: of `achieved_table`.
     """
-    check_table(table, "target", "metric", "method", "epsilon", *with_interval("achieved"), "coverage")
+    table = as_written(table, "target", "metric", "method", "epsilon", *with_interval("achieved"), "coverage")
     exiting = table.dropna(subset="achieved", ignore_index=True)
     exiting = exiting.assign(short=[placed(row, "achieved", row["epsilon"]) < 0 for row in exiting.to_dict("records")])
     if exiting.empty:
@@ -180,7 +180,7 @@ def violations(table: pd.DataFrame) -> str:
     Args:
         table: of `violation_rates`, and for each row its text.
     """
-    check_table(table, "text", "method", "target", "epsilon", "delta", "trials", *with_interval("rate"))
+    table = as_written(table, "text", "method", "target", "epsilon", "delta", "trials", *with_interval("rate"))
     table = table.dropna(subset="rate", ignore_index=True)
     if table.empty:
         return NOTHING
@@ -208,7 +208,7 @@ def shifted_agreement(table: pd.DataFrame) -> str:
     Args:
         table: of `shift_table`.
     """
-    check_table(table, "method", "calibrated_on", "used_on", *with_interval("achieved"), "missed_by")
+    table = as_written(table, "method", "calibrated_on", "used_on", *with_interval("achieved"), "missed_by")
     own = table.calibrated_on.iloc[0]
     told = table[table.calibrated_on == own].dropna(subset=["achieved", "missed_by"], ignore_index=True)
     others, phrases = told[told.used_on != own], []
@@ -236,7 +236,7 @@ def alarms_over_time(table: pd.DataFrame) -> str:
     Args:
         table: text (the first without a shift), sequences, share_of_runs; and false_alarm, the share allowed.
     """
-    check_table(table, "text", "sequences", "share_of_runs")
+    table = as_written(table, "text", "sequences", "share_of_runs")
     table = table.dropna(subset="share_of_runs", ignore_index=True)
     if table.empty:
         return NOTHING

@@ -4,7 +4,7 @@ import pandas as pd
 
 from eelib.evaluation.sizes import larger_gain_more
 from eelib.plotting.acceptance import PAPERS_RATIO
-from eelib.plotting.style import check_table, with_interval
+from eelib.plotting.style import as_written, with_interval
 from eelib.reporting.accuracy import TOLD
 from eelib.reporting.wording import (
     NOTHING,
@@ -31,7 +31,9 @@ def exits_and_speed(table: pd.DataFrame) -> str:
     Args:
         table: epsilon, generated_blocks, passes_per_token, coverage, speed_ratio with its interval.
     """
-    check_table(table, "epsilon", "generated_blocks", "passes_per_token", "coverage", *with_interval("speed_ratio"))
+    table = as_written(
+        table, "epsilon", "generated_blocks", "passes_per_token", "coverage", *with_interval("speed_ratio")
+    )
     table = table[table.epsilon < 1].dropna(
         subset=["generated_blocks", "passes_per_token", "coverage", "speed_ratio"], ignore_index=True
     )
@@ -53,7 +55,7 @@ def acceptance_by_exit(table: pd.DataFrame) -> str:
     Args:
         table: `Tuning.grid`; rows with a depth are told: kind, depth, draft_length, acceptance_rate.
     """
-    check_table(table, "kind", "depth", "draft_length", "acceptance_rate")
+    table = as_written(table, "kind", "depth", "draft_length", "acceptance_rate")
     fixed = table.dropna(subset=["depth", "draft_length", "acceptance_rate"], ignore_index=True)
     if fixed.empty:
         return NOTHING
@@ -78,7 +80,7 @@ def tuned_speed(table: pd.DataFrame) -> str:
         table: one row a decoder: decoder, speed_ratio with its interval; and in the rows of LayerSkip's
             acceptance_ratio, DSSD's acceptance over theirs, with its interval.
     """
-    check_table(table, "decoder", *with_interval("speed_ratio"), *with_interval("acceptance_ratio"))
+    table = as_written(table, "decoder", *with_interval("speed_ratio"), *with_interval("acceptance_ratio"))
     rows = table.dropna(subset="speed_ratio", ignore_index=True).set_index("decoder", drop=False)
     rivals = rows.dropna(subset="acceptance_ratio")
     ways = rows.drop(index=["plain", "transformers"], errors="ignore")
@@ -103,7 +105,7 @@ def acceptance_curve(table: pd.DataFrame) -> str:
     Args:
         table: decoder, epsilon, drafts_per_token; against, acceptance_ratio and relative_speed with their intervals.
     """
-    check_table(table, "decoder", "epsilon", "drafts_per_token", "against", *with_interval("acceptance_ratio"))
+    table = as_written(table, "decoder", "epsilon", "drafts_per_token", "against", *with_interval("acceptance_ratio"))
     shown = ["against", "epsilon", "acceptance_ratio", "relative_speed", "drafts_per_token"]
     pairs = table.dropna(subset=shown, ignore_index=True).set_index("decoder", drop=False)
     if pairs.empty:
@@ -133,7 +135,7 @@ def predicted_speed(table: pd.DataFrame) -> str:
     Args:
         table: `check_predictions`.
     """
-    check_table(table, "policy", "predicted", "measured", "error")
+    table = as_written(table, "policy", "predicted", "measured", "error")
     table = table.dropna(subset=["predicted", "measured", "error"], ignore_index=True)
     if table.empty:
         return NOTHING
@@ -151,7 +153,7 @@ def speed_under_attack(table: pd.DataFrame) -> str:
     Args:
         table: mode, file, prompts, equal, agreement, speed_ratio with its interval.
     """
-    check_table(table, "mode", "file", "prompts", "equal", "agreement", *with_interval("speed_ratio"))
+    table = as_written(table, "mode", "file", "prompts", "equal", "agreement", *with_interval("speed_ratio"))
     lossless = table[table["mode"].str.startswith("lossless")].dropna(
         subset=["equal", "speed_ratio"], ignore_index=True
     )
@@ -188,7 +190,7 @@ def baselines(table: pd.DataFrame) -> str:
     Args:
         table: decoder, lossless, speed_ratio with its interval, token_agreement.
     """
-    check_table(table, "decoder", "lossless", *with_interval("speed_ratio"), "token_agreement")
+    table = as_written(table, "decoder", "lossless", *with_interval("speed_ratio"), "token_agreement")
     table = table[table.decoder != "plain"].dropna(subset="speed_ratio", ignore_index=True)
     kept = table[table.lossless.astype(bool)]
     final = table[~table.lossless.astype(bool)].dropna(subset="token_agreement", ignore_index=True)
@@ -216,7 +218,7 @@ def speed_against_agreement(table: pd.DataFrame) -> str:
     Args:
         table: decoder, method, speed_ratio, token_agreement.
     """
-    check_table(table, "decoder", "method", "speed_ratio", "token_agreement")
+    table = as_written(table, "decoder", "method", "speed_ratio", "token_agreement")
     table = table.dropna(subset=["speed_ratio", "token_agreement"], ignore_index=True)
     if table.empty:
         return NOTHING
@@ -243,7 +245,7 @@ def popular_claims(table: pd.DataFrame) -> str:
         table: one row per threshold and task: threshold, speed_ratio with its interval, compute_saved, task,
             value_less_full with its interval.
     """
-    check_table(table, "threshold", *with_interval("speed_ratio"), "task", *with_interval("value_less_full"))
+    table = as_written(table, "threshold", *with_interval("speed_ratio"), "task", *with_interval("value_less_full"))
     rows = (
         table.dropna(subset="speed_ratio", ignore_index=True)
         .drop_duplicates("threshold")
@@ -279,7 +281,7 @@ def agreement_and_speed(table: pd.DataFrame) -> str:
     Args:
         table: `read_sizes`.
     """
-    check_table(table, "model", "parameters", "measure", "at", *with_interval("value"))
+    table = as_written(table, "model", "parameters", "measure", "at", *with_interval("value"))
     table = table.dropna(subset="value", ignore_index=True)
     models = table.drop_duplicates("model").sort_values("parameters", kind="stable").model.tolist()
     if len(models) < 2:
@@ -312,7 +314,9 @@ def speed_in_batches(table: pd.DataFrame) -> str:
         table: rows, kind, gather, tokens_per_second, speed_ratio with its interval, exits_lost; and, to say why, what
             `predict_batches` returns.
     """
-    check_table(table, "rows", "kind", "gather", "tokens_per_second", *with_interval("speed_ratio"), "exits_lost")
+    table = as_written(
+        table, "rows", "kind", "gather", "tokens_per_second", *with_interval("speed_ratio"), "exits_lost"
+    )
     timed = table.dropna(subset=["speed_ratio"]).assign(gather=table.gather.fillna(""))
     if timed.empty:
         return NOTHING
