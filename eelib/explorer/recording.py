@@ -237,16 +237,17 @@ class Recording:
                 f"The policy's metric {metric!r} is not in the traces, which have {', '.join(self.traces.scores)}: "
                 "register it (`register_metric`) before tracing the text."
             )
-        asked = self.exit_depths  # raises where its thresholds are for other depths
+        asked, settings = self.exit_depths, self.settings  # raises where its thresholds are for other depths
         if type(self.policy) not in KINDS:
             return
-        most = self.settings["draft_length" if isinstance(self.policy, FixedExit) else "max_draft"]
+        most = settings["draft_length" if isinstance(self.policy, FixedExit) else "max_draft"]
+        allowed = [*asked, *([0] if settings["lookup"] else [])]
         for one in self.rounds:
-            depths = [depth for _, depth, *_ in one.drafts if depth]
-            if len(depths) > most or not {*depths} <= {*asked}:
+            depths = [depth for _, depth, *_ in one.drafts]
+            if sum(depth > 0 for depth in depths) > most or not {*depths} <= {*allowed}:
                 raise InvalidInputError(
-                    f"A round of the output has {len(depths)} drafts of heads at {sorted({*depths})}, where "
-                    f"{self.policy} allows {most} at {list(asked)}: pass the policy that made it, or None."
+                    f"A round of the output has {len(depths)} drafts of depth {sorted({*depths})}, where {self.policy} "
+                    f"allows {most} of heads at {list(asked)}: pass the policy that made it, or None."
                 )
 
 

@@ -95,8 +95,8 @@ def agreement_against_cost(table: pd.DataFrame) -> str:
     less, more = (of.cost_in_blocks.mean() for of in (part, own))
     changes = numbers(change, "+.3f") if len(change) == len(best) else at_depths(change, "+.3f")
     return (
-        f"{said}. Drafting {part['size'].iloc[0]:,.0f} tokens only, `{kind}` heads read {less:.1f} blocks' weights, not "
-        f"{more:.1f}; agreement changes by {changes}."
+        f"{said}. Drafting {part['size'].iloc[0]:,.0f} tokens only, `{kind}` heads read {less:.1f} blocks' weights, "
+        f"not {more:.1f}; agreement changes by {changes}."
     )
 
 

@@ -79,6 +79,12 @@ def test_another_policy_than_the_outputs(decoded, recording):
     for other in (replace(policy, max_draft=1), eelib.FixedExit(3, 5), eelib.Never()):
         with pytest.raises(InvalidInputError, match=r"A round of the output has .* pass the policy that made it"):
             Recording(output, recording.traces, other)
+    model, tokenizer, heads, *_ = decoded
+    looked_up = eelib.generate(model, prompts(1)[0], policy=eelib.Lookup(4, 0.1, (1,)), max_new_tokens=40)
+    assert looked_up.stats.drafted
+    traces = trace_text(model, tokenizer, looked_up, heads)
+    with pytest.raises(InvalidInputError, match=r"drafts of depth \[0\]"):
+        Recording(looked_up, traces, policy)
 
 
 def test_nan_scores(recording):
