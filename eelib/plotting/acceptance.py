@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from eelib.plotting.style import MARKERS, PALETTE, depth_style, interval_errors, panels, styled
 
@@ -128,4 +129,7 @@ def acceptance_curve(summary: pd.DataFrame, ratios: pd.DataFrame, against: str) 
 
 
 def _annotate(axes: Axes, text: str, x: float, y: float, color) -> None:
-    axes.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color=color)
+    outlined = [withStroke(linewidth=1.5, foreground="white")]  # readable where another point's bars run through it
+    axes.annotate(
+        text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color=color, path_effects=outlined
+    )

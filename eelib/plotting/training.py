@@ -30,5 +30,5 @@ def training_curves(report: pd.DataFrame, validation: pd.DataFrame | None = None
         right.set_title("lines: training text, dots: held-out text", fontsize=7)
     left.set(xlabel="training tokens seen [thousands]", ylabel="KL(model || head) [nats]", ylim=(0, None))
     right.set(xlabel="training tokens seen [thousands]", ylabel="agreement with the model", ylim=(0, 1))
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(style))
     return figure
