@@ -54,7 +54,7 @@ test-scheduler: $(READY) $(OFFLINE)  ## run the main job through a real Slurm on
 	@$(BIN)/python tests/chaos/scheduler.py $(ARGS)
 
 test-browser: $(READY)  ## run the views in JupyterLab and Chromium, clicked and typed at
-	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+	@$(BIN)/python -m pytest -m browser -n 2 --dist worksteal tests/browser $(ARGS)
 
 bench: $(READY) $(OFFLINE)  ## print ways of decoding beside each other, as ratios, after make paper
 	@$(BIN)/python tests/bench/decoding.py $(ARGS)

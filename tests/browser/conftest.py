@@ -29,12 +29,16 @@ def missing() -> str | None:
     return None
 
 
+def pytest_sessionstart(session):
+    """End at once, before there are workers, with a sentence in place of a failure a test."""
+    if session.config.option.markexpr == "browser" and (lacking := missing()):
+        pytest.exit(lacking, returncode=1)
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """The browser."""
-    lacking = missing()
-    if lacking:
-        pytest.exit(lacking, returncode=1)
+    assert not missing(), missing()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -114,3 +118,10 @@ def shot():
         what.screenshot(path=SHOTS / f"{name}.png")
 
     return take
+
+
+@pytest.fixture
+def measured():
+    """Keeps what was measured, beside the pictures."""
+    SHOTS.mkdir(exist_ok=True)
+    return (SHOTS / "measured.txt").write_text

@@ -35,6 +35,7 @@ class Lab:
         paths = [PROJECT, PROJECT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])]
         own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime"}
         environment = os.environ | {name: str(folder / place) for name, place in own.items()}
+        environment |= {"OMP_WAIT_POLICY": "passive"}  # kernels of two labs share the cores
         environment |= {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": os.pathsep.join(map(str, paths))}
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(

@@ -51,15 +51,23 @@ def opened(open_notebook):
     return make
 
 
-@pytest.fixture
-def page_of(open_notebook, new_page):
-    """Opens the page that a kernel wrote, without a network; tells what was requested."""
+@pytest.fixture(scope="module")
+def explore():
+    """`explore` of the cell above, in this process: a page needs no kernel."""
+    held = {}
+    exec(MODEL, held)
+    return held["explore"]
 
-    def make(name, code, scheme="light", **options):
-        notebook = open_notebook(f"{name}.ipynb", MODEL, f"{code}.to_html('{name}.html')")
-        page, requests = new_page(offline=True, color_scheme=scheme, **options), []
+
+@pytest.fixture
+def page_of(explore, new_page, tmp_path):
+    """Opens the page of n tokens, without a network; tells what was requested."""
+
+    def make(n, **options):
+        explore(n=n).to_html(tmp_path / f"{n}.html")
+        page, requests = new_page(offline=True, **options), []
         page.on("request", lambda request: requests.append(request.url))
-        page.goto((notebook.lab.notebooks / f"{name}.html").as_uri())
+        page.goto((tmp_path / f"{n}.html").as_uri())
         page.wait_for_selector(f".{KIND}[data-ready=true]")
         return page, requests
 
@@ -237,7 +245,7 @@ def test_the_prompt_box_runs_stops_and_says_what_is_wrong(opened, shot):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_works_without_a_network(page_of, scheme, shot, accessible):
-    page, requests = page_of(f"page_{scheme}", "explore(n=60)", scheme)
+    page, requests = page_of(60, color_scheme=scheme)
     view = page.locator(f".{KIND}")
     token(view, 8).click()
     for name in ("Tokens", "Heatmap", "Replay"):
@@ -253,7 +261,7 @@ def test_the_page_works_without_a_network(page_of, scheme, shot, accessible):
 
 @pytest.mark.parametrize("kind", ["SVG", "PNG"])
 def test_every_view_is_saved_as_a_picture(page_of, kind):
-    page, _ = page_of(f"saved_{kind}", "explore(n=30)")
+    page, _ = page_of(30)
     for name in ("Tokens", "Heatmap", "Replay"):
         page.get_by_role("tab", name=name).click()
         with page.expect_download() as download:
@@ -265,9 +273,9 @@ def test_every_view_is_saved_as_a_picture(page_of, kind):
             assert re.match(rb"<svg [^>]*xmlns=", held) and b"</svg>" in held
 
 
-def test_2000_tokens_scroll_smoothly_and_256_are_painted_soon(page_of, capsys):
-    """Limits are generous, for machines that are busy; what was measured is printed."""
-    page, _ = page_of("long", "explore(n=2000)")
+def test_2000_tokens_scroll_smoothly_and_256_are_painted_soon(page_of, measured):
+    """Limits are generous, for machines that are busy."""
+    page, _ = page_of(2000)
     frames = page.evaluate(
         """async () => {
           const scroller = document.querySelector(".tokens .scroller");
@@ -284,9 +292,8 @@ def test_2000_tokens_scroll_smoothly_and_256_are_painted_soon(page_of, capsys):
         }"""
     )
     drawn = page.locator(".tokens [data-token]").count()
-    page, _ = page_of("short", "explore(n=256)")
+    page, _ = page_of(256)
     painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    with capsys.disabled():
-        print(f"\n2,000 tokens: 95% of frames under {frames[227]:.0f} ms; 256 tokens: first paint at {painted:.0f} ms")
+    measured(f"2,000 tokens: 95% of frames under {frames[227]:.0f} ms; 256 tokens: first paint at {painted:.0f} ms")
     assert frames[227] < 150 and painted < 4000
     assert drawn < 600, "only the rows in sight are in the document"

@@ -77,7 +77,8 @@ def test_it_is_live_while_the_kernel_decodes(open_notebook):
         + """
 class Slowly(StoppingCriteria):
     def __call__(self, ids, scores, **options):
-        time.sleep(0.25)
+        if not Path("go").exists():
+            time.sleep(0.25)
         while ids.shape[1] > 12 and not Path("go").exists():
             time.sleep(0.01)
         return False
