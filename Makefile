@@ -17,7 +17,7 @@ LONG := chaos/test_hostile.py chaos/test_no_room.py chaos/test_two_at_once.py wo
 	evaluation/test_harness.py evaluation/test_harness_model.py evaluation/test_latency.py heads/test_hub.py heads/test_recipe.py
 OFFLINE := data/models/smollm2-135m/model.safetensors data/benchmarks/prompts.jsonl data/humaneval/code_prompts.jsonl
 
-.PHONY: help paper paper-full sizes models test test-browser test-quick test-scheduler test-versions test-slow bench bench-engine bench-heads bench-predictions bench-step check-gpu lab lint audit publish verify site
+.PHONY: help paper paper-full sizes models test test-browser test-quick test-scheduler test-versions test-slow bench bench-code bench-engine bench-heads bench-predictions bench-step check-gpu lab lint audit publish verify site
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -58,6 +58,9 @@ test-browser: $(READY)  ## run the views in JupyterLab and Chromium, clicked and
 
 bench: $(READY) $(OFFLINE)  ## print ways of decoding beside each other, as ratios, after make paper
 	@$(BIN)/python tests/bench/decoding.py $(ARGS)
+
+bench-code: $(READY)  ## print pass@1 on HumanEval; runs model-written programs (ARGS=--allow-execution), after make sizes
+	@$(BIN)/python tests/bench/humaneval.py $(ARGS)
 
 bench-engine: $(READY) $(OFFLINE)  ## print what the engine itself costs, as ratios
 	@$(BIN)/python tests/bench/engine.py $(ARGS)

@@ -45,6 +45,7 @@ SENTENCES = {
     "09_baselines": ("baselines",),
     "09_pareto": ("speed_against_agreement",),
     "10_claims": ("popular_claims",),
+    "11_claims": ("claims_by_size",),
     "11_sizes": ("agreement_and_speed",),
     "13_batches": ("speed_in_batches",),
 }

@@ -58,6 +58,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "PYTHIA_SIZES",
             "gain_by_size",
             "larger_gain_more",
+            "read_claims",
             "read_sizes",
             "training_cost_by_size",
         ],

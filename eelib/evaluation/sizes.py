@@ -1,4 +1,4 @@
-"""Model sizes: measured gains; computed gains and training costs."""
+"""Model sizes: measured gains and popular claims; computed gains and training costs."""
 
 import io
 from collections.abc import Collection, Mapping
@@ -137,6 +137,7 @@ _TABLES = {
     "04_exits.csv": ("epsilon", "generated_blocks", "speed_ratio"),
     "05_speed.csv": ("decoder", "speed_ratio", "acceptance_rate", "parameters", "n_blocks"),
 }
+_CLAIM_COLUMNS = ("threshold", "speed_ratio", "compute_saved", "task", "setting", "value", "value_less_full")
 
 
 def read_sizes(folders: Mapping[str, str | Path] | str | Path, among: Collection[str] | None = None) -> pd.DataFrame:
@@ -157,18 +158,23 @@ def read_sizes(folders: Mapping[str, str | Path] | str | Path, among: Collection
     Raises:
         InvalidInputError: a table is missing, or lacks a column because an earlier version wrote it.
     """
-    if not isinstance(folders, Mapping):
-        inside = sorted(expanded(folders).glob("*"))
-        inside = [path for path in inside if among is None or path.name in among]
-        named = {path.name: path for path in inside if all((path / name).is_file() for name in _TABLES)}
-        if not named:
-            of = "" if among is None else f" of {', '.join(among)}"
-            raise InvalidInputError(
-                f"{folders} holds no folder{of} with {', '.join(_TABLES)}: make these tables first."
-            )
-        folders = named
+    folders = _folders(folders, among, _TABLES)
     of_models = [_of_model(model, expanded(folder)) for model, folder in folders.items()]
     return pd.concat(sorted(of_models, key=lambda table: table.parameters.iloc[0]), ignore_index=True)
+
+
+def _folders(
+    folders: Mapping[str, str | Path] | str | Path, among: Collection[str] | None, tables: Collection[str]
+) -> Mapping[str, str | Path]:
+    if isinstance(folders, Mapping):
+        return folders
+    inside = sorted(expanded(folders).glob("*"))
+    inside = [path for path in inside if among is None or path.name in among]
+    named = {path.name: path for path in inside if all((path / name).is_file() for name in tables)}
+    if not named:
+        of = "" if among is None else f" of {', '.join(among)}"
+        raise InvalidInputError(f"{folders} holds no folder{of} with {', '.join(tables)}: make these tables first.")
+    return named
 
 
 def _of_model(model: str, folder: Path) -> pd.DataFrame:
@@ -206,6 +212,84 @@ def _read(path: Path, *columns: str) -> pd.DataFrame:
             f"{path} has no column {', '.join(missing)}, so an earlier version wrote it: make it again."
         )
     return table
+
+
+class _PopularClaim(NamedTuple):
+    """What popular accounts claim, and the number of a model's figures that it is held against.
+
+    Attributes:
+        claim: in words.
+        measure: `speed` over plain decoding's, `compute saved` as a share of the weights read, or `accuracy` less the
+            full model's.
+        least, most: of what is claimed. Of accuracies, shares of the full model's.
+        table, row, column: where the number is.
+    """
+
+    claim: str
+    measure: str
+    least: float
+    most: float
+    table: str
+    row: Mapping[str, object]
+    column: str
+
+
+_HELLASWAG = {"task": "offline_hellaswag"}
+_POPULAR_CLAIMS = (
+    _PopularClaim("max_prob ≥ 0.7: 3 times", "speed", 3, 3, "10_claims.csv", {"threshold": 0.7}, "speed_ratio"),
+    _PopularClaim("max_prob ≥ 0.95: 1.5 times", "speed", 1.5, 1.5, "10_claims.csv", {"threshold": 0.95}, "speed_ratio"),
+    _PopularClaim(
+        "LayerSkip: 2 times", "speed", 2, 2, "05_speed.csv", {"decoder": "LayerSkip, our heads"}, "speed_ratio"
+    ),
+    _PopularClaim(
+        "max_prob ≥ 0.7: 30 to 60%", "compute saved", 0.3, 0.6, "10_claims.csv", {"threshold": 0.7}, "compute_saved"
+    ),
+    _PopularClaim(
+        "max_prob ≥ 0.7: 5 to 10% worse", "accuracy", -0.1, -0.05, "10_claims.csv", {"threshold": 0.7} | _HELLASWAG,
+        "value_less_full",
+    ),
+    _PopularClaim(
+        "max_prob ≥ 0.95: 1% worse", "accuracy", -0.01, -0.01, "10_claims.csv", {"threshold": 0.95} | _HELLASWAG,
+        "value_less_full",
+    ),
+    _PopularClaim(
+        "SLED: 2.1 points better", "accuracy", 0.021, 0.021, "10_claims.csv", {"setting": "SLED"}, "value_less_full"
+    ),
+)  # fmt: skip
+
+
+def read_claims(folders: Mapping[str, str | Path] | str | Path, among: Collection[str] | None = None) -> pd.DataFrame:
+    """Popular claims beside what several models measured, smallest model first.
+
+    Args:
+        folders, among: as in `read_sizes`; of a folder, models without a table of claims are left out.
+
+    Returns:
+        One row per model and claim: model, parameters, measure, claim, claimed_low, claimed_high, value, value_low,
+        value_high (NaN for a count). `speed` is relative to plain decoding's, `accuracy` less the full model's; what
+        accounts claim of accuracy is a share of the full model's, SLED's excepted.
+
+    Raises:
+        InvalidInputError: a table or a claim's row is missing.
+    """
+    tables = {"05_speed.csv": ("decoder", "speed_ratio", "parameters"), "10_claims.csv": _CLAIM_COLUMNS}
+    rows = []
+    for model, folder in _folders(folders, among, tables).items():
+        held = {name: _read(expanded(folder) / name, *columns) for name, columns in tables.items()}
+        parameters = int(held["05_speed.csv"].parameters.iloc[0])
+        for one in _POPULAR_CLAIMS:
+            table = held[one.table]
+            found = table[np.logical_and.reduce([table[name] == value for name, value in one.row.items()])]
+            if found.empty:
+                raise InvalidInputError(f"{expanded(folder) / one.table} has no row for {one.claim!r}: make it again.")
+            row = found.iloc[0]
+            full = row["value"] - row["value_less_full"] if "task" in one.row else 1
+            bounds = {f"value{end}": float(row.get(f"{one.column}{end}", np.nan)) for end in ("", "_low", "_high")}
+            rows.append({
+                "model": model, "parameters": parameters, "measure": one.measure, "claim": one.claim,
+                "claimed_low": one.least * full, "claimed_high": one.most * full, **bounds,
+            })  # fmt: skip
+    return pd.DataFrame(rows).sort_values("parameters", kind="stable", ignore_index=True)
 
 
 def larger_gain_more(table: pd.DataFrame, smaller: str, larger: str) -> pd.DataFrame:

@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "calibration": ["promised_against_achieved", "shifted_agreement", "violations"],
         "confidence": ["auroc_by_depth", "risk_coverage_curves", "roc_curves", "score_densities"],
         "acceptance": ["acceptance_by_exit", "acceptance_curve", "setting_label", "tuned_speed"],
-        "sizes": ["agreement_and_speed"],
+        "sizes": ["agreement_and_speed", "claims_by_size"],
         "speed": ["baselines", "popular_claims", "predicted_speed", "speed_against_agreement", "speed_in_batches"],
         "style": [
             "COLUMN",

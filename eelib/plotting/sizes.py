@@ -1,9 +1,10 @@
 """Model sizes side by side."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import MARKERS, PALETTE, band, check_table, interval_errors, panels, styled
+from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, interval_errors, panels, styled
 
 
 def agreement_and_speed(table: pd.DataFrame) -> Figure:
@@ -35,4 +36,40 @@ def agreement_and_speed(table: pd.DataFrame) -> Figure:
         axes.tick_params(labelsize=6)
     tuned.set(xlabel="speed, ratio to plain", yticks=range(len(ways)), yticklabels=ways)
     figure.legend(*agreement.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=6)
+    return figure
+
+
+def claims_by_size(table: pd.DataFrame) -> Figure:
+    """Popular claims and what models measured, a colour per model.
+
+    Args:
+        table: from `read_claims`. What is claimed is a grey bar, or a line.
+    """
+    check_table(table, "model", "measure", "claim", "claimed_low", "claimed_high", "value", "value_low", "value_high")
+    measures = {"speed": "speed, ratio to plain", "compute saved": "share of compute saved",
+                "accuracy": "accuracy, less the full model's"}  # fmt: skip
+    parts = [table[table.measure == measure] for measure in measures]
+    heights = [part.claim.nunique() for part in parts]
+    figure, axes_list = plt.subplots(3, 1, figsize=(PAGE, 1.2 + 0.28 * sum(heights)), height_ratios=heights)
+    models = list(table.model.unique())
+    for axes, part, label in zip(axes_list, parts, measures.values(), strict=True):
+        claims = list(part.claim.unique())
+        for number, (model, color, marker) in enumerate(styled(models, PALETTE, MARKERS)):
+            of = part[part.model == model].reset_index(drop=True)
+            place = of.claim.map(claims.index) + 0.7 * ((number + 0.5) / len(models) - 0.5)
+            claimed = axes.hlines(place, of.claimed_low, of.claimed_high, color="0.75", linewidth=3, label="claimed")
+            axes.plot(of.claimed_low, place, "|", color="0.5", markersize=7)
+            errors = interval_errors(of, "value")
+            axes.errorbar(
+                of.value, place, xerr=errors, fmt=marker, color=color, capsize=1.5, elinewidth=0.7, markersize=3,
+                label=model,
+            )  # fmt: skip
+            if number:
+                claimed.set_label(None)
+        axes.axvline(1 if label.startswith("speed") else 0, color="0.6", linewidth=0.6)
+        axes.set(xlabel=label, yticks=range(len(claims)), ylim=(len(claims) - 0.5, -0.5))
+        axes.set_yticklabels(claims, fontsize=6)
+    figure.legend(
+        *axes_list[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models) + 1, fontsize=6
+    )
     return figure

@@ -50,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "acceptance_curve",
             "agreement_and_speed",
             "baselines",
+            "claims_by_size",
             "exits_and_speed",
             "popular_claims",
             "predicted_speed",

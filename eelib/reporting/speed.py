@@ -265,7 +265,7 @@ def popular_claims(table: pd.DataFrame) -> str:
     slower = [f"{row['threshold']:g}" for row in rows if row["speed_ratio"] < 1]
     said = f"**On max_prob, thresholds of {tried} give {speeds} times plain decoding's speed, {verdict}**"
     said += f"; at {listed(slower)} that is slower." if slower else "."
-    scored = table.dropna(subset="value_less_full", ignore_index=True)
+    scored = table.dropna(subset=["threshold", "value_less_full"], ignore_index=True)
     if scored.empty:
         return said
     worst = scored.loc[scored.value_less_full.idxmin()]
@@ -305,6 +305,32 @@ def agreement_and_speed(table: pd.DataFrame) -> str:
     if not phrases:
         return NOTHING
     return f"**Against {models[0]}, {models[-1]} {listed(phrases)}**; the rest is undecided."
+
+
+def claims_by_size(table: pd.DataFrame) -> str:
+    """Which popular claims hold on which of several models.
+
+    A speed, saving or gain is within reach where the interval, or the count, reaches the least that is claimed.
+
+    Args:
+        table: `read_claims`.
+    """
+    table = as_written(table, "model", "measure", "claim", "claimed_low", *with_interval("value"))
+    table = table.dropna(subset=["value", "claimed_low"], ignore_index=True)
+    if table.empty:
+        return NOTHING
+    table["reached"] = [placed(row, "value", row["claimed_low"]) >= 0 for row in table.to_dict("records")]
+    models, phrases = list(table.model.unique()), []
+    for measure, name in (("speed", "speeds"), ("compute saved", "savings of compute"), ("accuracy", "accuracies")):
+        of = table[table.measure == measure]
+        if len(of):
+            phrases.append(f"{of_all(int(of.reached.sum()), len(of))} {name}")
+    said = f"**Of what popular accounts claim, {listed(phrases)} are within reach on {listed(models)}.**"
+    fast = table[table.measure == "speed"]
+    if fast.empty:
+        return said
+    best = fast.loc[fast.value.idxmax()]
+    return f"{said} The quickest is {best.model} at {interval(best, 'value')} ({best.claim} claimed)."
 
 
 def speed_in_batches(table: pd.DataFrame) -> str:

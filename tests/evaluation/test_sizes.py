@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ from eelib.evaluation.sizes import (
     gain_by_size,
     larger_gain_more,
     mlp_head_parameters,
+    read_claims,
     read_sizes,
     training_cost_by_size,
 )
@@ -125,3 +127,41 @@ def test_tables_that_are_not_there_or_too_old(tmp_path):
         read_sizes(tmp_path, among=["tiny", "other"])
     with pytest.raises(InvalidInputError, match="small or large is not in the table"):
         larger_gain_more(pd.DataFrame({"model": ["small"]}), "small", "large")
+
+
+def claims_of(folder, sled=True):
+    """What 10_popular_claims leaves, beside a speed of LayerSkip."""
+    rows = [
+        {"threshold": threshold, "speed_ratio": speed, "speed_ratio_low": speed - 0.1, "speed_ratio_high": speed + 0.1,
+         "compute_saved": saved, "task": task, "setting": f"max_prob ≥ {threshold}", "value": 0.4,
+         "value_less_full": -0.1, "value_less_full_low": -0.15, "value_less_full_high": -0.05}
+        for threshold, speed, saved in ((0.7, 1.2, 0.35), (0.95, 0.9, 0.0))
+        for task in ("offline_hellaswag", "offline_truthfulqa_mc1")
+    ]  # fmt: skip
+    factual = {"setting": "SLED", "task": "offline_truthfulqa_mc1", "value": 0.3, "value_less_full": 0.03}
+    pd.DataFrame(rows + [factual] * sled).to_csv(folder / "10_claims.csv", index=False)
+    speed = pd.read_csv(folder / "05_speed.csv")
+    own = speed.tail(1).assign(decoder="LayerSkip, our heads", speed_ratio=1.1, speed_ratio_low=1.0)
+    pd.concat([speed, own]).to_csv(folder / "05_speed.csv", index=False)
+
+
+def test_popular_claims_beside_what_models_measured(tmp_path):
+    large, small = (folder_of(tmp_path, name, size, 0.4, 1.2) for name, size in (("a", 10**9), ("b", 10**8)))
+    claims_of(small)
+    table = read_claims(tmp_path)
+    assert list(table.model.unique()) == ["b"] and len(table) == 7, "the other has no table of claims"
+    found = table.set_index("claim")
+    three = found.loc["max_prob ≥ 0.7: 3 times"]
+    assert three[["claimed_low", "value", "value_low", "value_high"]].tolist() == pytest.approx([3, 1.2, 1.1, 1.3])
+    assert found.value["LayerSkip: 2 times"] == 1.1 and found.value["SLED: 2.1 points better"] == 0.03
+    assert found.value["max_prob ≥ 0.7: 30 to 60%"] == 0.35
+    worse = found.loc["max_prob ≥ 0.7: 5 to 10% worse"]
+    assert worse[["claimed_low", "claimed_high"]].tolist() == pytest.approx([-0.05, -0.025]), "of 0.5"
+    assert np.isnan(found.value_low["max_prob ≥ 0.7: 30 to 60%"]), "a count"
+    claims_of(large, sled=False)
+    with pytest.raises(InvalidInputError, match=r"a/10_claims\.csv has no row for 'SLED: 2.1 points better'"):
+        read_claims(tmp_path)
+    claims_of(large)
+    assert list(read_claims(tmp_path).model.unique()) == ["b", "a"], "smallest first"
+    with pytest.raises(InvalidInputError, match=r"no folder of c with 05_speed\.csv, 10_claims\.csv"):
+        read_claims(tmp_path, among=["c"])

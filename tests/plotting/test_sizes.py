@@ -29,3 +29,19 @@ def test_a_marker_a_model():
 def test_a_table_of_something_else():
     with pytest.raises(InvalidInputError, match="no column model"):
         plotting.agreement_and_speed(pd.DataFrame({"speed_ratio": [1.0]}))
+
+
+def test_what_is_claimed_stands_beside_each_model():
+    rows = [
+        {"model": model, "measure": measure, "claim": f"{measure} claimed", "claimed_low": low, "claimed_high": high,
+         "value": value, "value_low": value - 0.1, "value_high": value + 0.1}
+        for model, value in (("small", 0.1), ("large", 0.2))
+        for measure, low, high in (("speed", 3, 3), ("compute saved", 0.3, 0.6), ("accuracy", -0.1, -0.05))
+    ]  # fmt: skip
+    figure = plotting.claims_by_size(pd.DataFrame(rows))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["claimed", "small", "large"]
+    for axes, (low, high) in zip(figure.axes, ((3, 3), (0.3, 0.6), (-0.1, -0.05)), strict=True):
+        assert [bars.lines[0].get_xdata().tolist() for bars in axes.containers] == [[0.1], [0.2]]
+        claimed = [line for line in axes.collections if line.get_linewidth()[0] == 3]
+        assert [line.get_segments()[0][:, 0].tolist() for line in claimed] == [[low, high]] * 2
+        assert len(axes.get_yticklabels()) == 1

@@ -177,6 +177,19 @@ def test_two_models():
     assert "Only small" in reporting.agreement_and_speed(pd.DataFrame(rows[3:]))
 
 
+def test_claims_of_several_models():
+    rows = [
+        {"model": model, "measure": of, "claim": of, "claimed_low": claimed, "value": v, "value_low": v - e,
+         "value_high": v + e}
+        for model, v in (("small", 0.2), ("large", 1.6))
+        for of, claimed, e in (("speed", 1.5, 0.2), ("compute saved", 0.3, np.nan), ("accuracy", 0.1, 0.2))
+    ]  # fmt: skip
+    said = reporting.claims_by_size(pd.DataFrame(rows))
+    assert "1 of 2 speeds, 1 of 2 savings of compute and all 2 accuracies are within reach on small and large" in said
+    assert said.endswith("The quickest is large at 1.60 [1.40, 1.80] (speed claimed).")
+    assert "within reach" not in reporting.claims_by_size(pd.DataFrame(rows).assign(value=np.nan))
+
+
 def test_held_out_agreement_and_looked_up_tokens_are_said_where_they_are_there():
     said = reporting.training_curves(table("01_training").assign(held_out_agreement=0.25))
     assert said.endswith("on held-out text, on 25%, 25%, 25% and 25% at depths 6, 12, 18 and 24.")

@@ -255,10 +255,19 @@ def test_parameters_of_one_model_go_before_those_of_all(tmp_path):
         assert f"runs/{'b' if model == 'a' else 'a'}/" not in said
 
 
+def test_a_notebook_that_runs_in_the_short_batch_too(tmp_path):
+    done = planned(tmp_path, TWO | {"also": ["10_popular_claims"]})
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "run notebooks/10_popular_claims.ipynb" in said, said
+    assert "run notebooks/06_heads.ipynb" not in said
+
+
 def test_configs_that_cannot_be_meant(tmp_path):
     for changes, options, message in [
         ({}, ["-C", "only=c"], "no model c; there are a, b"),
         ({"parameters": {"01_train": {}}}, [], "unknown notebooks ['01_train']"),
+        ({"also": ["10_claims"]}, [], "expected a list of 06_heads"),
+        ({"also": "10_popular_claims"}, [], "expected a list of 06_heads"),
         (
             {"models": TWO["models"] | {"a": TWO["models"]["a"] | {
                 "parameters": {"01_train_heads": {"recipe": "../config/heads.yaml"}}
