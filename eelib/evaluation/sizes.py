@@ -215,7 +215,7 @@ def _read(path: Path, *columns: str) -> pd.DataFrame:
 
 
 class _PopularClaim(NamedTuple):
-    """What popular accounts claim, and the number of a model's figures that it is held against.
+    """A claim of popular accounts, and the number that judges it.
 
     Attributes:
         claim: in words.
