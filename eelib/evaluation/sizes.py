@@ -137,7 +137,10 @@ _TABLES = {
     "04_exits.csv": ("epsilon", "generated_blocks", "speed_ratio"),
     "05_speed.csv": ("decoder", "speed_ratio", "acceptance_rate", "parameters", "n_blocks"),
 }
-_CLAIM_COLUMNS = ("threshold", "speed_ratio", "compute_saved", "task", "setting", "value", "value_less_full")
+_CLAIM_TABLES = {
+    "05_speed.csv": ("decoder", "speed_ratio", "parameters"),
+    "10_claims.csv": ("threshold", "speed_ratio", "compute_saved", "task", "setting", "value", "value_less_full"),
+}
 
 
 def read_sizes(folders: Mapping[str, str | Path] | str | Path, among: Collection[str] | None = None) -> pd.DataFrame:
@@ -272,10 +275,9 @@ def read_claims(folders: Mapping[str, str | Path] | str | Path, among: Collectio
     Raises:
         InvalidInputError: a table or a claim's row is missing.
     """
-    tables = {"05_speed.csv": ("decoder", "speed_ratio", "parameters"), "10_claims.csv": _CLAIM_COLUMNS}
     rows = []
-    for model, folder in _folders(folders, among, tables).items():
-        held = {name: _read(expanded(folder) / name, *columns) for name, columns in tables.items()}
+    for model, folder in _folders(folders, among, _CLAIM_TABLES).items():
+        held = {name: _read(expanded(folder) / name, *columns) for name, columns in _CLAIM_TABLES.items()}
         parameters = int(held["05_speed.csv"].parameters.iloc[0])
         for one in _POPULAR_CLAIMS:
             table = held[one.table]
