@@ -32,14 +32,12 @@ _hidden_nothing = WeakTensorKeyDictionary()
 class RowExact:
     """Blocks and unembedding that give each position the bits of plain decoding.
 
-    Use `RowExact.of(backbone)`: probing takes some passes of the model.
+    Use `RowExact.of(backbone)`, which proves them; the constructor does not, as the proof takes some passes of the
+    model.
 
     Attributes:
         blocks: to run in place of the backbone's own after the prompt.
         at_once: maximum number of positions in one call of them.
-
-    Raises:
-        UnsupportedError: not even single positions get the bits of the model's own decoding.
     """
 
     _known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
@@ -52,6 +50,8 @@ class RowExact:
             for block, window in zip(backbone.blocks, windows, strict=True)
         )
         self.blocks, self.at_once = nn.ModuleList(blocks), MAX_ROWS
+
+    def _prove(self, backbone: Backbone) -> None:
         if self._keeps_bits(backbone):
             return
         self.blocks, self.at_once = backbone.blocks, 1
@@ -64,14 +64,19 @@ class RowExact:
 
     @classmethod
     def of(cls, backbone: Backbone) -> "RowExact":
-        """Exact blocks of a backbone, probed once.
+        """Exact blocks of a backbone, proved once.
 
         And again for another dtype, device, attention or number of threads.
+
+        Raises:
+            UnsupportedError: not even single positions get the bits of the model's own decoding.
         """
         model, of_backbone = backbone.model, cls._known.setdefault(backbone, {})
         key = model.dtype, model.device, model.config._attn_implementation, torch.get_num_threads()
         if key not in of_backbone:
-            of_backbone[key] = cls(backbone)
+            exact = cls(backbone)
+            exact._prove(backbone)
+            of_backbone[key] = exact
         return of_backbone[key]
 
     def unembed(self, backbone: Backbone, hidden: Float[Tensor, "1 position hidden"]) -> Tensor:

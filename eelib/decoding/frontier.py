@@ -35,19 +35,20 @@ class Frontier:
         backbone: the model.
         depths: segment boundaries, ascending; may be empty.
         capacity: positions to allocate.
-        exact: give each position after the first feed the bits of a call of its own.
+        exact: give each position after the first feed the bits of a call of its own, by blocks proved to do so or by
+            the given ones.
 
     Attributes:
         blocks: what runs, the model's own or their exact stand-ins.
     """
 
-    def __init__(self, backbone: Backbone, depths: tuple[int, ...], capacity: int, exact: bool = False):
+    def __init__(self, backbone: Backbone, depths: tuple[int, ...], capacity: int, exact: bool | RowExact = False):
         self.backbone = backbone
         self.bounds = (0, *depths, backbone.n_blocks)
         self.cache = KVCache(backbone.model.config, capacity)
         self.block_positions = [0] * backbone.n_blocks
         self.block_calls = [0] * backbone.n_blocks
-        self.exact = RowExact.of(backbone) if exact else None
+        self.exact = RowExact.of(backbone) if exact is True else exact or None
         self.blocks = backbone.blocks if self.exact is None else self.exact.blocks
         self._graphs: Graphs | None = None  # made when first needed, inside `packed`
         self.passed = [0] * self.n_segments  # positions that have left each segment
@@ -192,18 +193,23 @@ def exact_is_affordable(backbone: Backbone) -> bool:
     if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
         return False
     known = _affordable.setdefault(backbone, {})
-    if threads not in known:
-        known[threads] = _cost_of_exact(backbone) <= AFFORDABLE
+    if threads not in known:  # timed before it is proved, which takes longer
+        known[threads] = _cost_of_exact(backbone) <= AFFORDABLE and _takes_several(backbone)
     return known[threads]
+
+
+def _takes_several(backbone: Backbone) -> bool:
+    """Whether calls of several positions are proved exact."""
+    try:
+        return RowExact.of(backbone).at_once > 1
+    except UnsupportedError:
+        return False
 
 
 @torch.no_grad()
 def _cost_of_exact(backbone: Backbone, rows: int = 4, prompt: int = 48, repeats: int = 9) -> float:
     """Extra time of bit-exact verification, as a share; medians of interleaved runs."""
-    try:
-        frontiers = [Frontier(backbone, (), prompt + rows * repeats, exact) for exact in (False, True)]
-    except UnsupportedError:
-        return float("inf")
+    frontiers = [Frontier(backbone, (), prompt + rows * repeats, exact) for exact in (False, RowExact(backbone))]
     tokens = torch.zeros(1, prompt, dtype=torch.long)
     seconds: tuple[list[float], list[float]] = [], []
     with packed(backbone.model):

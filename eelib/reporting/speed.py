@@ -257,13 +257,13 @@ def popular_claims(table: pd.DataFrame) -> str:
     least, most = CLAIMED_SPEEDS
     reach = [f"{row['threshold']:g}" for row in rows if placed(row, "speed_ratio", least) >= 0]
     verdict = (
-        f"the claimed {least:g} is within reach at {listed(reach)}"
+        f": the claimed {least:g} is within reach at {listed(reach)}"
         if reach
-        else f"not the claimed {least:g} to {most:g}"
+        else f", not the claimed {least:g} to {most:g}"
     )
     speeds, tried = listed(interval(row, "speed_ratio") for row in rows), numbers((r["threshold"] for r in rows), "g")
     slower = [f"{row['threshold']:g}" for row in rows if row["speed_ratio"] < 1]
-    said = f"**On max_prob, thresholds of {tried} give {speeds} times plain decoding's speed, {verdict}**"
+    said = f"**On max_prob, thresholds of {tried} give {speeds} times plain decoding's speed{verdict}**"
     said += f"; at {listed(slower)} that is slower." if slower else "."
     scored = table.dropna(subset=["threshold", "value_less_full"], ignore_index=True)
     if scored.empty:

@@ -163,6 +163,16 @@ def test_exact_by_default_where_it_costs_next_to_nothing(bf16, monkeypatch):
     assert not eelib.generate(bf16, asked, **options).stats.exact
 
 
+@pytest.mark.parametrize(("share", "proved"), [(0.02, 1), (0.04, 0)])
+def test_exact_is_proved_only_where_it_would_be_affordable(monkeypatch, share, proved):
+    """Proving takes longer than timing. Blocks that take one position at a time cost a pass each, however timed."""
+    model, asked = tiny_model("llama", torch.bfloat16, seed=9), []
+    monkeypatch.setattr(frontier, "_cost_of_exact", lambda backbone: share)
+    monkeypatch.setattr(RowExact, "_keeps_bits", lambda self, backbone: asked.append(self) or self.at_once == 1)
+    assert not frontier.exact_is_affordable(Backbone.of(model))
+    assert len(set(asked)) == proved
+
+
 def test_what_exact_costs_is_timed(bf16, llama):
     assert bf16 is None or -1 < frontier._cost_of_exact(Backbone.of(bf16)) < 100
     assert not frontier.exact_is_affordable(Backbone.of(llama))  # float64: equal anyhow
