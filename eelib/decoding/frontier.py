@@ -35,21 +35,21 @@ class Frontier:
         backbone: the model.
         depths: segment boundaries, ascending; may be empty.
         capacity: positions to allocate.
-        exact: give each position after the first feed the bits of a call of its own, by blocks proved to do so or by
-            the given ones.
+        exact: what gives each position after the first feed the bits of a call of its own; None for the model's own
+            blocks.
 
     Attributes:
         blocks: what runs, the model's own or their exact stand-ins.
     """
 
-    def __init__(self, backbone: Backbone, depths: tuple[int, ...], capacity: int, exact: bool | RowExact = False):
+    def __init__(self, backbone: Backbone, depths: tuple[int, ...], capacity: int, exact: RowExact | None = None):
         self.backbone = backbone
         self.bounds = (0, *depths, backbone.n_blocks)
         self.cache = KVCache(backbone.model.config, capacity)
         self.block_positions = [0] * backbone.n_blocks
         self.block_calls = [0] * backbone.n_blocks
-        self.exact = RowExact.of(backbone) if exact is True else exact or None
-        self.blocks = backbone.blocks if self.exact is None else self.exact.blocks
+        self.exact = exact
+        self.blocks = backbone.blocks if exact is None else exact.blocks
         self._graphs: Graphs | None = None  # made when first needed, inside `packed`
         self.passed = [0] * self.n_segments  # positions that have left each segment
         self._waiting: list[Tensor | None] = [None] * self.n_segments  # [1, position, hidden] at each exit below
@@ -209,7 +209,7 @@ def _takes_several(backbone: Backbone) -> bool:
 @torch.no_grad()
 def _cost_of_exact(backbone: Backbone, rows: int = 4, prompt: int = 48, repeats: int = 9) -> float:
     """Extra time of bit-exact verification, as a share; medians of interleaved runs."""
-    frontiers = [Frontier(backbone, (), prompt + rows * repeats, exact) for exact in (False, RowExact(backbone))]
+    frontiers = [Frontier(backbone, (), prompt + rows * repeats, exact) for exact in (None, RowExact(backbone))]
     tokens = torch.zeros(1, prompt, dtype=torch.long)
     seconds: tuple[list[float], list[float]] = [], []
     with packed(backbone.model):

@@ -15,6 +15,7 @@ from eelib.backbone.probing import check_mode
 from eelib.backbone.segments import Backbone
 from eelib.decoding.acceptance import Draft, Greedy, Sampling
 from eelib.decoding.batches.steps import Advance, Ask, Steps, Unembed, steps, stepwise
+from eelib.decoding.bitwise import RowExact
 from eelib.decoding.branches import branch
 from eelib.decoding.frontier import Frontier, exact_is_affordable
 from eelib.decoding.options import attended
@@ -129,9 +130,10 @@ class Session:
         self._argmax_only = not call.generation_config.do_sample and not call.logits_processor
         self.policy_state = self.policy.start(call.input_ids, head_depths)
         self.tokens = call.input_ids.to(call.model.device)
-        self.exact = bool(call.exact)
+        exact = bool(call.exact)
         if call.exact is None and call.verify and not self._unread and type(self.policy) is not Never:
-            self.exact = exact_is_affordable(self.backbone)
+            exact = exact_is_affordable(self.backbone)
+        self.exact = RowExact.of(self.backbone) if exact else None
         self.frontier = self.make_frontier(min(call.generation_config.max_length, self.tokens.shape[1] + _ROOM))
         if any(self.frontier.cache.windows) and (self._read.int().diff() < 0).any():
             raise UnsupportedError(
@@ -165,7 +167,7 @@ class Session:
             block_calls=tuple(self.frontier.block_calls),
             head_positions=self.head_positions,
             seconds=time.perf_counter() - started,
-            exact=self.exact,
+            exact=self.exact is not None,
         )
         return DecodingOutput(self.tokens, pd.DataFrame(self._rows, columns=list(TRACE_COLUMNS)), stats)
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eelib.errors import InvalidInputError
-from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, panels, with_interval
+from eelib.plotting.style import MARKERS, PAGE, PALETTE, abreast, band, check_table, panels, with_interval
 
 
 def promised_against_achieved(table: pd.DataFrame) -> Figure:
@@ -72,7 +72,7 @@ def violations(table: pd.DataFrame) -> Figure:
     figure, panel = panels(len(texts), height=2.1, sharey=True)
     for axes, text in zip(panel, texts, strict=True):
         of = table[table.text == text]
-        for method, shift in zip(style, _abreast(len(style)), strict=True):
+        for method, shift in zip(style, abreast(len(style), 0.6 / len(style)), strict=True):
             _points(axes, of[of.method == method], "target", targets, shift, "rate", **style[method], label=method)
         axes.axhline(delta, color="0.4", linestyle=":", label=f"δ = {delta:g}")
         axes.set_xticks(range(len(targets)), [target.replace("_", "\n") for target in targets])
@@ -100,7 +100,7 @@ def shifted_agreement(table: pd.DataFrame, epsilon: float) -> Figure:
     figure, panel = panels(len(methods), height=2.1, sharey=True)
     for axes, method in zip(panel, methods, strict=True):
         of = table[table.method == method]
-        for text, shift in zip(texts, _abreast(len(texts)), strict=True):
+        for text, shift in zip(texts, abreast(len(texts), 0.6 / len(texts)), strict=True):
             look = {**style[text], "label": f"calibrated on {text}"}
             _points(axes, of[of.calibrated_on == text], "used_on", used_on, shift, "achieved", **look)
         axes.axhline(epsilon, color="0.4", linestyle=":")
@@ -121,11 +121,6 @@ def _look(names: Sequence[str]) -> dict[str, dict]:
     return {
         name: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]} for i, name in enumerate(names)
     }
-
-
-def _abreast(n: int) -> np.ndarray:
-    """Offsets of n points side by side over one tick."""
-    return (np.arange(n) - (n - 1) / 2) * 0.6 / n
 
 
 def _points(axes: Axes, table: pd.DataFrame, x: str, ticks: Sequence[str], shift: float, y: str, **style) -> None:

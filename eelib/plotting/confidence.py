@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eelib.confidence.metrics import axis_label
-from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, metric_style, panels, with_interval
+from eelib.plotting.style import MARKERS, PAGE, PALETTE, abreast, band, check_table, metric_style, panels, with_interval
 
 
 def score_densities(table: pd.DataFrame, epsilon: float | None = None) -> Figure:
@@ -120,9 +120,9 @@ def auroc_by_depth(table: pd.DataFrame) -> Figure:
     step = min(np.diff(depths, prepend=0)) * 0.12
     figure, panel = panels(len(texts), height=2.2, sharey=True)
     for axes, text in zip(panel, texts, strict=True):
-        for i, metric in enumerate(metrics):
+        for i, (metric, shift) in enumerate(zip(metrics, abreast(len(metrics), step), strict=True)):
             part = table[(table.text == text) & (table.metric == metric)]
-            points = part.assign(x=part.depth + (i - (len(metrics) - 1) / 2) * step)
+            points = part.assign(x=part.depth + shift)
             look = {"color": metric_style(metric)["color"], "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
             band(axes, points, "x", "auroc", **look, linestyle="", label=metric)
         axes.set(title=text, xticks=depths)

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eelib.plotting.style import MARKERS, PAGE, PALETTE, band, check_table, interval_errors, panels, styled
+from eelib.plotting.style import MARKERS, PAGE, PALETTE, abreast, band, check_table, interval_errors, panels, styled
 
 
 def agreement_and_speed(table: pd.DataFrame) -> Figure:
@@ -23,7 +23,7 @@ def agreement_and_speed(table: pd.DataFrame) -> Figure:
         band(agreement, of[of.measure == "agreement"].astype({"at": float}), "at", "value", **style)
         band(early, of[of.measure == "early exit, speed"].astype({"at": float}), "at", "value", **style)
         part = of[of.measure == "speed"].reset_index(drop=True)
-        shift = 0.5 * ((number + 0.5) / len(models) - 0.5)
+        shift = abreast(len(models), 0.5 / len(models))[number]
         errors = interval_errors(part, "value")
         tuned.errorbar(
             part.value, part["at"].map(ways.index) - shift, xerr=errors, fmt=marker, color=color, capsize=1.5,
@@ -56,7 +56,7 @@ def claims_by_size(table: pd.DataFrame) -> Figure:
         claims = list(part.claim.unique())
         for number, (model, color, marker) in enumerate(styled(models, PALETTE, MARKERS)):
             of = part[part.model == model].reset_index(drop=True)
-            place = of.claim.map(claims.index) + 0.7 * ((number + 0.5) / len(models) - 0.5)
+            place = of.claim.map(claims.index) + abreast(len(models), 0.7 / len(models))[number]
             claimed = axes.hlines(place, of.claimed_low, of.claimed_high, color="0.75", linewidth=3, label="claimed")
             axes.plot(of.claimed_low, place, "|", color="0.5", markersize=7)
             errors = interval_errors(of, "value")

@@ -11,6 +11,7 @@ from eelib.plotting.style import (
     MARKERS,
     PAGE,
     PALETTE,
+    abreast,
     band,
     check_table,
     interval_errors,
@@ -144,13 +145,12 @@ def popular_claims(claims: pd.DataFrame, accuracy: pd.DataFrame, claimed_speeds:
     speed.axhline(1, color="0.6", linewidth=0.6)
     speed.set(xlabel="threshold on max_prob", ylabel="speed, ratio to plain", ylim=(0, None), xticks=claims.threshold)
     speed.legend(fontsize=6)
-    apart = 0.012  # between the tasks of a threshold, so that every interval is seen
-    for number, ((task, part), color, marker) in enumerate(
-        styled(accuracy.groupby("task", sort=False), PALETTE[1:], "s^D")
-    ):
+    tasks = accuracy.groupby("task", sort=False)
+    shifts = abreast(len(tasks), 0.012)
+    for ((task, part), color, marker), shift in zip(styled(tasks, PALETTE[1:], "s^D"), shifts, strict=True):
         errors = interval_errors(part, "value_less_full")
         change.errorbar(
-            part.threshold + (number - (accuracy.task.nunique() - 1) / 2) * apart,
+            part.threshold + shift,
             part.value_less_full,
             yerr=errors,
             fmt=f"{marker}-",

@@ -39,6 +39,11 @@ def styled(groups: Iterable, *styles: Iterable) -> Iterator[tuple]:
     return zip(groups, *map(cycle, styles), strict=False)
 
 
+def abreast(n: int, apart: float) -> np.ndarray:
+    """Offsets of n points side by side over one tick."""
+    return (np.arange(n) - (n - 1) / 2) * apart
+
+
 def use_style() -> None:
     """Set the style: final size, 8 pt, editable embedded fonts (type 42)."""
     sns.set_theme(context="paper", style="ticks", palette="colorblind")

@@ -82,7 +82,7 @@ def test_every_position_has_the_bits_of_a_call_of_its_own(low_precision):
     if low_precision is None:
         return
     backbone, text = Backbone.of(low_precision), prompts(1, 30)[0]
-    alone, together = (Frontier(backbone, (2, 4), 32, exact=True) for _ in range(2))
+    alone, together = (Frontier(backbone, (2, 4), 32, RowExact.of(backbone)) for _ in range(2))
     for each in (alone, together):
         each.feed(text[:, :11])
         each.complete()

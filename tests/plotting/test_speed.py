@@ -27,6 +27,8 @@ def test_claims_stand_beside_what_was_measured():
     speed, change = plotting.popular_claims(claims, with_intervals(rows, "value_less_full"), [1.5, 3]).axes
     assert "claimed: 1.5 and 3" in {line.get_label() for line in speed.lines}
     assert {text.get_text() for text in change.get_legend().get_texts()} == {"a", "b"}
+    places = [bars.lines[0].get_xdata()[0] for bars in change.containers]
+    assert len(set(places)) == 2  # no interval lies over another
 
 
 def test_batches_are_lines_by_kind_and_rule():

@@ -127,7 +127,7 @@ class Ragged:
         if exact not in self._exact:
             several = exact.at_once > 1
             self._exact[exact] = _ragged(frontier.backbone, exact.blocks) if several else None
-            if several and not self._agrees(frontier.backbone, exact=True):
+            if several and not self._agrees(frontier.backbone, exact):
                 self._exact[exact] = None
         return self._exact[exact]
 
@@ -145,7 +145,7 @@ class Ragged:
         return None if self._agrees(backbone) else "its states are others with several rows in one call"
 
     @torch.no_grad()
-    def _agrees(self, backbone: Backbone, exact: bool = False) -> bool:
+    def _agrees(self, backbone: Backbone, exact: RowExact | None = None) -> bool:
         """Whether rows that share calls get the logits of rows alone.
 
         Their very bits if `exact`. Rows of several lengths, fed by different steps, in two segments that run at
