@@ -1,8 +1,10 @@
 """Provenance: from a figure back to the model's files, and what has changed since."""
 
 import json
+import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from tiny import letters, prompts, random_heads, tiny_model
@@ -52,6 +54,9 @@ def test_the_chain_from_a_figure_to_the_model(made):
     record = chain.record
     assert {"run", "commit", "uncommitted_changes", "machine", "environment", "made", "inputs", "files"} <= set(record)
     assert record["run"]["parameters"]["seed"] == 7 and len(record["environment"]) == 64
+    own = psutil.Process()
+    assert 0 < record["so_far"]["minutes"] <= (time.time() - own.create_time()) / 60 + 0.01
+    assert record["so_far"].get("peak_gib", 1) > 0.1  # torch alone is more
 
 
 def test_what_has_changed_or_is_gone_is_told(made):

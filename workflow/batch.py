@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from eelib.errors import BatchError, EelibError, InvalidInputError
 from eelib.workspace import Workspace, expanded, read_json, read_yaml, write_whole
-from eelib.workspace.ledger import RUN
+from eelib.workspace.ledger import RUN, peak_resident
 from eelib.workspace.writing import is_full, no_room
 from workflow import gallery
 from workflow.supply import sbom
@@ -377,11 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _memory() -> str:
     """Peak memory of the largest process that ran, in words; else empty."""
-    try:
-        import resource  # not on every system
-    except ImportError:
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_resident(children=True)
     return f", at most {peak / 2**30:.1f} GiB in one process" if peak else ""
 
 

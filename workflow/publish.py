@@ -17,7 +17,8 @@ import pandas as pd
 
 from eelib.errors import EelibError, InvalidInputError
 from eelib.statistics import format_interval
-from eelib.workspace import atomic_write
+from eelib.workspace import atomic_write, read_json
+from eelib.workspace.ledger import FOLDER
 
 PROJECT = Path(__file__).resolve().parents[1]
 SUMS = "SHA256SUMS"
@@ -128,6 +129,8 @@ def publish(project: Path) -> list[Path]:
             if path.suffix in (".csv", ".md"):
                 with atomic_write(results / path.relative_to(source)) as copy:
                     shutil.copyfile(path, copy)
+    with atomic_write(results / "runs.csv") as path:
+        runs_of(project / "figures").to_csv(path, index=False)
     with atomic_write(results / SUMS) as path:
         path.write_text("".join(f"{digest}  {name}\n" for name, digest in _sums(results)), encoding="utf-8")
     documents = render(project)
@@ -135,6 +138,27 @@ def publish(project: Path) -> list[Path]:
         with atomic_write(project / name) as path:
             path.write_text(text, encoding="utf-8")
     return list(documents)
+
+
+def runs_of(figures: Path) -> pd.DataFrame:
+    """What each notebook of a batch took for each model, by what is recorded beside its last figure.
+
+    Columns: model, notebook, minutes, peak_gib, machine, date, commit. A run that was killed counts from where it
+    carried on.
+    """
+    rows = []
+    for file in sorted(figures.glob(f"*/{FOLDER}/*.json")):
+        record = read_json(file, digest=False)
+        run, took = record.get("run") or {}, record.get("so_far")
+        if took and run.get("config"):
+            machine = f"{record['machine']['processor']}, {record['machine']['threads']} threads"
+            rows.append({
+                "model": file.parts[-3], "notebook": Path(run["notebook"]).stem, "minutes": took["minutes"],
+                "peak_gib": took.get("peak_gib"), "machine": machine, "date": record["made"][:10],
+                "commit": record["commit"],
+            })  # fmt: skip
+    table = pd.DataFrame(rows, columns=["model", "notebook", "minutes", "peak_gib", "machine", "date", "commit"])
+    return table.sort_values(["model", "notebook", "minutes"]).drop_duplicates(["model", "notebook"], keep="last")
 
 
 def _sums(results: Path) -> Iterator[tuple[str, str]]:

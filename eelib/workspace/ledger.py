@@ -1,16 +1,19 @@
 """Provenance: what an artefact was made from, when, where and by what.
 
 A process notes each file that it reads as an input. What it writes gets a record beside it, in the folder `provenance`:
-digests of the files and of all inputs so far, the run with its parameters, commit, machine and versions. So the chain
-from a figure back to the model needs no cooperation from who computes in between. It may name an input that a figure
-does not depend on, where one process made several things; it leaves none out.
+digests of the files and of all inputs so far, the run with its parameters, what it took so far (minutes, peak memory),
+commit, machine and versions. So the chain from a figure back to the model needs no cooperation from who computes in
+between. It may name an input that a figure does not depend on, where one process made several things; it leaves none
+out.
 """
 
 import hashlib
 import json
 import os
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,9 +119,27 @@ def _circumstances() -> dict[str, object]:
     if run is None and os.environ.get("JPY_SESSION_NAME"):
         run = {"notebook": os.environ["JPY_SESSION_NAME"]}
     return {
-        "run": run, "commit": commit(), "uncommitted_changes": _changed(), "machine": machine(),
+        "run": run, "so_far": _so_far(), "commit": commit(), "uncommitted_changes": _changed(), "machine": machine(),
         "environment": environment_digest(),
     }  # fmt: skip
+
+
+def _so_far() -> dict[str, float]:
+    """What this process took until now: minutes, and peak_gib (of memory) where the system tells."""
+    import psutil
+
+    peak, minutes = peak_resident(), (time.time() - psutil.Process().create_time()) / 60
+    return {"minutes": round(minutes, 2), **({"peak_gib": round(peak / 2**30, 2)} if peak else {})}
+
+
+def peak_resident(children: bool = False) -> int | None:
+    """Peak memory of this process, or of the largest of its ended children [bytes]; None where the system hides it."""
+    try:
+        import resource  # not on every system
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) or None
 
 
 @cache
