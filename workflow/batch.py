@@ -280,7 +280,9 @@ def paper(config: str | Path, options: list[str]) -> int:
                     "--rerun-incomplete", "--keep-going", *options,
                 ])  # fmt: skip
             finally:  # it ends by SystemExit; where a notebook failed, the others' figures are there
-                folders = [Workspace(model, workspace).figures for model in settings["models"]]
+                only = {option.removeprefix("only=") for option in options if option.startswith("only=")}
+                models = [model for model in settings["models"] if not only or model in only]
+                folders = [Workspace(model, workspace).figures for model in models]
                 for folder in filter(Path.is_dir, folders):
                     gallery.assemble(folder)
                 unwritten = write_reports(filter(Path.is_dir, folders))

@@ -141,7 +141,7 @@ def publish(project: Path) -> list[Path]:
 
 
 def runs_of(figures: Path) -> pd.DataFrame:
-    """What each notebook of a batch took for each model, by what is recorded beside its last figure.
+    """What a batch's notebooks took, by their last figures' records.
 
     Columns: model, notebook, minutes, peak_gib, machine, date, commit. A run that was killed counts from where it
     carried on.

@@ -1,7 +1,7 @@
 // Details of one token: what every exit said, its scores against their thresholds, and a token's probability by depth.
 
-import { depthName, depthStyle, frameOf, h, label, number, percent, quoted, shown, tokenText,
-  tick } from "./drawing.mjs";
+import { depthName, depthStyle, frameOf, h, label, number, percent, quoted, short, shown,
+  tick, tokenText } from "./drawing.mjs";
 import { asked } from "./what_if.mjs";
 
 /** The best five tokens of an exit for a new token: [id, probability], from the likeliest on. */
@@ -113,7 +113,7 @@ export function tokenDetails(store, side) {
         { cx: X(record.exits[exit]), cy: Y(p), r: id === main ? 3.5 : 2.5, fill: color }));
       return [h("path", { d: points, fill: "none", stroke: color, "stroke-width": id === main ? 2.5 : 1.2,
         "stroke-dasharray": id === main ? null : "4 3" }), ...dots,
-        label(width - right + 8, places[line], quoted(tokenText(record, id)).slice(0, 14),
+        label(width - right + 8, places[line], quoted(short(tokenText(record, id), 10)),
           { fill: color, "font-weight": id === main ? 700 : 400, "font-size": 11 })];
     });
     const made = frameOf(width, height, theme, ...grid, ...ticks, ...lines,

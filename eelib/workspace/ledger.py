@@ -125,7 +125,10 @@ def _circumstances() -> dict[str, object]:
 
 
 def _so_far() -> dict[str, float]:
-    """What this process took until now: minutes, and peak_gib (of memory) where the system tells."""
+    """What this process took until now.
+
+    minutes; peak_gib (of memory), where the system tells.
+    """
     import psutil
 
     peak, minutes = peak_resident(), (time.time() - psutil.Process().create_time()) / 60
@@ -133,7 +136,10 @@ def _so_far() -> dict[str, float]:
 
 
 def peak_resident(children: bool = False) -> int | None:
-    """Peak memory of this process, or of the largest of its ended children [bytes]; None where the system hides it."""
+    """Peak memory of this process [bytes].
+
+    Or of the largest of its ended children; None where the system does not tell.
+    """
     try:
         import resource  # not on every system
     except ImportError:

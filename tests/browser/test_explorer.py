@@ -82,11 +82,18 @@ def shown_token(view, side=0):
     return view.locator(".details").nth(side).get_attribute("data-token")
 
 
+def labels_fit(view):
+    """Whether every label of a token's small chart ends inside it."""
+    chart = view.locator(".details .follow").first
+    edges = "(svg, of) => [...svg.querySelectorAll(of)].map((one) => one.getBoundingClientRect().right)"
+    return max(chart.evaluate(edges, "text")) <= chart.bounding_box()["x"] + chart.bounding_box()["width"]
+
+
 def test_hover_shows_a_token_and_a_click_locks_it(opened, shot):
     notebook, view = opened("hover.ipynb")
     for number in (3, 7):
         token(view, number).hover()
-        assert shown_token(view) == str(number)
+        assert shown_token(view) == str(number) and labels_fit(view)
     token(view, 5).click()
     token(view, 3).hover()
     assert shown_token(view) == "5" and "locked" in view.locator(".details h3").inner_text()
@@ -156,6 +163,7 @@ def test_a_replay_ends_where_the_run_did(opened, shot):
     last = replay.get_by_label("Event", exact=True).get_attribute("max")
     notebook.page.wait_for_selector(f".replay[data-event='{last}']")
     shot(view, "explorer_replay")
+    assert labels_fit(view)
     said = json.loads(
         notebook.run(
             "import json\nstats = explorer.recordings[0].output.stats\n"

@@ -255,6 +255,14 @@ def test_parameters_of_one_model_go_before_those_of_all(tmp_path):
         assert f"runs/{'b' if model == 'a' else 'a'}/" not in said
 
 
+def test_a_batch_of_one_model_leaves_the_others_galleries_alone(tmp_path):
+    for model in "ab":
+        (tmp_path / "figures" / model).mkdir(parents=True)
+        (tmp_path / "figures" / model / "01_training.md").write_text(MADE, encoding="utf-8")
+    assert planned(tmp_path, TWO, "-C", "only=a").returncode == 0
+    assert [(tmp_path / "figures" / model / "README.md").exists() for model in "ab"] == [True, False]
+
+
 def test_a_notebook_that_runs_in_the_short_batch_too(tmp_path):
     done = planned(tmp_path, TWO | {"also": ["10_popular_claims"]})
     said = done.stdout + done.stderr
