@@ -152,8 +152,9 @@ def runs_of(figures: Path) -> pd.DataFrame:
         run, took = record.get("run") or {}, record.get("so_far")
         if took and run.get("config"):
             machine = f"{record['machine']['processor']}, {record['machine']['threads']} threads"
+            notebook = Path(run["notebook"]).stem + run["parameters"].get("suffix", "")
             rows.append({
-                "model": file.parts[-3], "notebook": Path(run["notebook"]).stem, "minutes": took["minutes"],
+                "model": file.parts[-3], "notebook": notebook, "minutes": took["minutes"],
                 "peak_gib": took.get("peak_gib"), "machine": machine, "date": record["made"][:10],
                 "commit": record["commit"],
             })  # fmt: skip

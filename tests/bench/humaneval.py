@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 import eelib
 from eelib import evaluation
+from eelib.backbone.loading import batch_dtype
 from eelib.decoding import Batcher
 from eelib.evaluation.cases import read_rows
 from eelib.statistics import format_interval, mean_interval
@@ -52,7 +53,7 @@ def verdict(row: dict) -> str:
 def measure(name: str, slug: str, epsilons: list[float], tasks: int, new: int, rows: int) -> pd.DataFrame:
     """One row a setting: setting, tasks, tokens (mean), exited, pass_at_1 and less_full with intervals, verdict."""
     ws = eelib.Workspace(slug, PROJECT)
-    lm, tokenizer = eelib.load_model(name, dtype="bfloat16")
+    lm, tokenizer = eelib.load_model(name, dtype=batch_dtype("bfloat16"))
     heads, traces = eelib.ExitHeads.from_pretrained(ws.heads, lm), read_table(ws.traces / "calibration.parquet")
     prompts = evaluation.load_prompts(tokenizer, tasks, file="code_completion")
     cases, n_blocks = read_rows("humaneval")[:tasks], eelib.Backbone.of(lm).n_blocks

@@ -60,12 +60,13 @@ def test_what_a_batch_took_is_read_from_its_records(copy):
     """The last figure of a notebook says it; those drawn in JupyterLab, and records older than this, say nothing."""
     folder = copy / "figures" / "small" / "provenance"
     folder.mkdir()
-    batch = {"notebook": "05_acceptance.ipynb", "config": {"file": "config/offline.yaml"}}
+    batch = {"notebook": "05_acceptance.ipynb", "parameters": {}, "config": {"file": "config/offline.yaml"}}
     about = {"machine": {"processor": "a CPU", "threads": 2}, "made": "2026-11-30T21:11:09Z", "commit": "721d08d"}
     took = {"minutes": 5.5, "peak_gib": 1.5}
     for name, record in {
         "05_acceptance": {"run": batch, "so_far": took | {"minutes": 4}},
         "05_speed": {"run": batch, "so_far": took},
+        "05_speed_full": {"run": batch | {"parameters": {"suffix": "_full"}}, "so_far": {"minutes": 18}},
         "04_exits": {"run": batch},
         "03_shift": {"run": {"notebook": "03_calibration.ipynb"}, "so_far": took},
         "02_roc": {"run": None, "so_far": took},
@@ -76,6 +77,7 @@ def test_what_a_batch_took_is_read_from_its_records(copy):
     assert (copy / "docs" / "results" / "runs.csv").read_text("utf-8").splitlines()[1:] == [
         'small,01_train_heads,9.0,,"a CPU, 2 threads",2026-11-30,721d08d',
         'small,05_acceptance,5.5,1.5,"a CPU, 2 threads",2026-11-30,721d08d',
+        'small,05_acceptance_full,18.0,,"a CPU, 2 threads",2026-11-30,721d08d',
     ]
     assert check(copy) == []
 
