@@ -89,7 +89,7 @@ export function tokenDetails(store, side) {
 
   /** Probability by depth, of the followed token and of the next likeliest. */
   function followed() {
-    const [width, height, left, right, top, foot] = [420, 150, 40, 92, 14, 30];
+    const [width, height, left, right, top, foot] = [420, 150, 40, 112, 14, 30];
     const { theme } = store;
     const main = picked();
     const rivals = [...new Set(record.exits.flatMap((_, exit) => bestOf(record, token, exit).slice(0, 1)
@@ -113,7 +113,7 @@ export function tokenDetails(store, side) {
         { cx: X(record.exits[exit]), cy: Y(p), r: id === main ? 3.5 : 2.5, fill: color }));
       return [h("path", { d: points, fill: "none", stroke: color, "stroke-width": id === main ? 2.5 : 1.2,
         "stroke-dasharray": id === main ? null : "4 3" }), ...dots,
-        label(width - right + 8, places[line], quoted(short(tokenText(record, id), 10)),
+        label(width - right + 8, places[line], quoted(short(tokenText(record, id), 8)),
           { fill: color, "font-weight": id === main ? 700 : 400, "font-size": 11 })];
     });
     const made = frameOf(width, height, theme, ...grid, ...ticks, ...lines,
