@@ -1,13 +1,15 @@
-"""Packed products: linear layers from prepacked weights, bit for bit equal.
+"""Packed products: linear layers from prepacked weights.
 
 On a CPU a bfloat16 linear layer hands its weight to oneDNN row by row at every call; prepacked in oneDNN's layout, the
-same product takes half the time. Layers that read the same input become one product. Each is probed on this machine,
-and used only where it is faster and gives the bits of `F.linear`.
+same product takes half the time. In float32 torch asks MKL, which on some processors takes twice as long for one row,
+and four times for a few. Layers that read the same input become one product. Each is probed on this machine, and used
+only where it is faster and, unless the caller does without, gives the bits of `F.linear`.
 """
 
 import contextlib
 import functools
 import logging
+import statistics
 import threading
 import time
 import warnings
@@ -24,33 +26,42 @@ from transformers import PreTrainedModel
 
 MAX_ROWS = 32
 """Maximum number of rows for packed products."""
+CACHED = 2**18
+"""Bytes up to which float32 weights are left alone: a processor's cache holds them."""
+GAIN = 1.2
+"""How many times as fast a product has to be for its bits to be given up."""
 
+_ALL_ROWS = frozenset(range(1, MAX_ROWS + 1))
 _log = logging.getLogger(__name__)
 _equal_rows: dict[tuple, frozenset[int]] = {}
 _quickest: dict[tuple, str] = {}
 
 
 @contextlib.contextmanager
-def packed(*modules: nn.Module) -> Iterator[None]:
-    """Context in which linear layers multiply from packed weights, with equal output.
+def packed(*modules: nn.Module, exact: bool = True) -> Iterator[None]:
+    """Context in which linear layers multiply from packed weights.
 
     `with packed(model): model.generate(...)`. Modules keep their identity, parameters, hooks and `state_dict`, and are
     restored on exit. The packed copies live as long as their module, or until `unpack`. Layers are left alone where
-    packing gains nothing (a GPU, float32, no fitting kernels, gradients, too little memory), as is one whose weight has
-    changed since, until the next such context packs it again.
+    packing gains nothing (a GPU, no fitting kernels, gradients, too little memory), as is one whose weight has changed
+    since, until the next such context packs it again.
+
+    Args:
+        exact: only products that give the layer's own bits. If False, float32 layers may differ by rounding where that
+            is faster; of several contexts on a module, an exact one prevails.
     """
     with contextlib.ExitStack() as entered:
         for module in modules:
             packing = _Packing.of(module)
-            packing.enter()
-            entered.callback(packing.leave)
+            packing.enter(exact)
+            entered.callback(packing.leave, exact)
         yield
 
 
 def unpack(module: nn.Module) -> None:
     """Free the packed copies of a module's weights, unless in use."""
     with _Packing.lock:
-        if module in _Packing.known and not _Packing.known[module].entered:
+        if module in _Packing.known and not _Packing.known[module].contexts:
             del _Packing.known[module]
 
 
@@ -75,7 +86,7 @@ class Stamps:
 class _Product:
     """Packed weight of one or several linear layers with one input.
 
-    rows: numbers of rows for which each layer's output has the bits that its own weight gives.
+    rows: numbers of rows for which it is used.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -85,7 +96,7 @@ class _Product:
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
         self.stamps = Stamps(layers)
         self.samples = [_sample(layer) for layer in layers]
-        self.rows = equal_rows(layers)
+        self.rows: frozenset[int] = frozenset()
         self.last: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()
 
     def unchanged(self) -> bool:
@@ -129,7 +140,8 @@ class PackedLayer:
 
     def forward(self, x: Tensor) -> Tensor:
         product = self.product
-        usable = x.dtype is product.weight.dtype and x.is_contiguous() and not torch.is_grad_enabled()
+        plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
+        usable = plain and x.dtype is product.weight.dtype and x.is_contiguous()
         n_rows = int(x.numel()) // int(x.shape[-1] or 1)  # tensors while a block is recorded
         if usable and n_rows in product.rows and product.layers[self.place] is self:
             found = product.of_layer(self.place, x)
@@ -144,13 +156,17 @@ def _packed_class(usual: type) -> type:
 
 
 class _Packing:
-    """All products of one model, and the number of active contexts."""
+    """All products of one model, and the active contexts.
+
+    contexts: how many there are, by whether they are exact.
+    exact: whether all have been so far.
+    """
 
     known: ClassVar[weakref.WeakKeyDictionary] = weakref.WeakKeyDictionary()
     lock: ClassVar = threading.Lock()
 
     def __init__(self, module: nn.Module):
-        self.module, self.entered = weakref.ref(module), 0
+        self.module, self.contexts, self.exact = weakref.ref(module), Counter(), True
         self.products: list[_Product] = []
         self.settings: tuple | None = None
 
@@ -161,21 +177,24 @@ class _Packing:
                 cls.known[module] = cls(module)
             return cls.known[module]
 
-    def enter(self) -> None:
+    def enter(self, exact: bool) -> None:
         with self.lock:
-            if not self.entered:
+            if not self.contexts:
                 with torch.random.fork_rng(devices=[]):  # a look at a model in training draws dropout
+                    self.exact &= exact
                     self._prepare()
                 for product in self.products:
                     for place, layer in enumerate(product.layers):
                         layer.product, layer.place = product, place
                         layer.__class__ = _packed_class(type(layer))
-            self.entered += 1
+            self.contexts[exact] += 1
+            self._set_rows()
 
-    def leave(self) -> None:
+    def leave(self, exact: bool) -> None:
         with self.lock:
-            self.entered -= 1
-            if self.entered:
+            self.contexts -= Counter([exact])
+            if self.contexts:
+                self._set_rows()
                 return
             for product in self.products:
                 product.last = None, ()
@@ -183,11 +202,17 @@ class _Packing:
                     layer.__class__ = type(layer).__bases__[1]
                     del layer.product, layer.place
 
+    def _set_rows(self) -> None:
+        for product in self.products:
+            near = not self.contexts[True] and _may_differ(product.layers)
+            product.rows = _ALL_ROWS if near else equal_rows(product.layers)
+
     def _prepare(self) -> None:
         """Pack what is new or has changed."""
         module = self.module()
         layers = [m for m in module.modules() if _fits(m)] if _available() else []
-        settings = (torch.get_num_threads(), tuple((id(layer), layer.weight.dtype) for layer in layers))
+        near = not self.exact and any(_may_differ([layer]) for layer in layers)
+        settings = (near, torch.get_num_threads(), tuple((id(layer), layer.weight.dtype) for layer in layers))
         if settings != self.settings:  # also after another layer was put in a place
             needed = sum(layer.weight.nbytes for layer in layers)
             self.products, self.settings = [], settings
@@ -196,7 +221,7 @@ class _Packing:
                 return
             groups = siblings(module, layers) if isinstance(module, PreTrainedModel) else [[m] for m in layers]
             for group in groups:
-                self.products += _choose(group)
+                self.products += _choose(group, near)
             gained = sum(layer.weight.nbytes for product in self.products for layer in product.layers)
             if gained > 1e9:
                 _log.warning("Packed weights take %.1f GB more; eelib.backbone.unpack frees them.", gained / 1e9)
@@ -218,38 +243,69 @@ def _fits(module: nn.Module) -> bool:
     return module.weight.device.type == "cpu" and module.weight.is_contiguous()
 
 
-def _choose(layers: Sequence[nn.Module]) -> list[_Product]:
-    """The fastest exact way: one product, one each, or no packing."""
-    key = (*_key(layers), torch.get_num_threads())
+def _may_differ(layers: Sequence[nn.Module]) -> bool:
+    """Whether callers that do without exactness get these layers' products with other bits.
+
+    In float32 a difference is far below what tells two tokens apart; in 16 bits it is not.
+    """
+    weights = [layer.weight for layer in layers]
+    return weights[0].dtype is torch.float32 and sum(weight.nbytes for weight in weights) > CACHED
+
+
+def _choose(layers: Sequence[nn.Module], near: bool) -> list[_Product]:
+    """The fastest way: one product, one each, or no packing.
+
+    Among those that keep the bits, unless `near` does for layers that may differ.
+    """
+    near = near and _may_differ(layers)
+    key = (*_key(layers), torch.get_num_threads(), near)
     ways = {"plain": [], "alone": [[layer] for layer in layers], "together": [list(layers)]}
     if len(layers) == 1:
         del ways["together"]
     if key not in _quickest:
-        kept = [way for way, parts in ways.items() if all(1 in equal_rows(part) for part in parts)]
-        _quickest[key] = quickest(layers, {way: ways[way] for way in kept}) if len(kept) > 1 else "plain"
+        kept = [way for way, parts in ways.items() if near or all(1 in equal_rows(part) for part in parts)]
+        options = {way: ways[way] for way in kept}
+        if len(kept) == 1:
+            _quickest[key] = "plain"
+        elif near:  # a token, and a verification
+            _quickest[key] = quickest(layers, options, rows=(1, 4), gain=GAIN, repeats=5)
+        else:
+            _quickest[key] = quickest(layers, options)
     return [_Product(part) for part in ways[_quickest[key]]]
 
 
 @torch.no_grad()
-def quickest(layers: Sequence[nn.Module], ways: dict[str, list[list[nn.Module]]], repeats: int = 15) -> str:
-    """Fastest way through the layers, timed with one row, interleaved.
+def quickest(
+    layers: Sequence[nn.Module],
+    ways: dict[str, list[list[nn.Module]]],
+    rows: Sequence[int] = (1,),
+    gain: float = 1,
+    repeats: int = 15,
+) -> str:
+    """Fastest way through the layers, interleaved, by the sum over numbers of rows.
 
     ways: by name, the groups of layers that share a packed product; an empty one uses the layers' own weights.
+    gain: how many times as fast as the first way another has to be.
     """
-    x = torch.ones(1, layers[0].weight.shape[1], dtype=layers[0].weight.dtype)
-    calls: dict[str, list[Callable[[], object]]] = {}
+    like = layers[0].weight
+    calls: dict[str, list[Callable[[Tensor], object]]] = {}
     for way, parts in ways.items():
-        own = [lambda layer=layer: F.linear(x, layer.weight, layer.bias) for layer in layers]
+        own = [lambda x, layer=layer: F.linear(x, layer.weight, layer.bias) for layer in layers]
         products = [_Product(part) for part in parts]
-        calls[way] = [lambda p=p: _multiply(x, p.weight, p.bias).split(p.widths, -1) for p in products] or own
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats):
-        for way, some in calls.items():
-            started = time.perf_counter()
-            for call in some:
-                call()
-            seconds[way].append(time.perf_counter() - started)
-    return min(seconds, key=lambda way: sorted(seconds[way])[repeats // 2])
+        calls[way] = [lambda x, p=p: _multiply(x, p.weight, p.bias).split(p.widths, -1) for p in products] or own
+    taken = dict.fromkeys(ways, 0.0)
+    for x in (torch.ones(n, like.shape[1], dtype=like.dtype) for n in rows):
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(repeats):
+            for way, some in calls.items():
+                started = time.perf_counter()
+                for call in some:
+                    call(x)
+                seconds[way].append(time.perf_counter() - started)
+        for way, found in seconds.items():
+            taken[way] += statistics.median(found)
+    first, best = next(iter(taken)), min(taken, key=taken.__getitem__)
+    return best if taken[best] * gain <= taken[first] else first
 
 
 @torch.no_grad()
@@ -277,7 +333,7 @@ def _probe(layers: Sequence[nn.Module]) -> frozenset[int]:
         return torch.randn(*shape, generator=generator).to(like.dtype)
 
     biases = None if layers[0].bias is None else random(shape[0])
-    equal = set(range(1, MAX_ROWS + 1))
+    equal = set(_ALL_ROWS)
     for weight, rows in (random(*shape), random(MAX_ROWS, shape[1])), cancelling(shape, shape[1], like):
         packed_weight, parts = _pack(weight), weight.split(widths)
         bias_parts = [None] * len(parts) if biases is None else biases.split(widths)

@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from eelib.backbone.kv_cache import KVCache, cache_argument
-from eelib.backbone.packing import MAX_ROWS, cancelling
+from eelib.backbone.packing import MAX_ROWS, cancelling, packed
 from eelib.backbone.probing import StandIn, with_attention, with_parts
 from eelib.backbone.segments import Backbone
 from eelib.errors import UnsupportedError
@@ -74,8 +74,9 @@ class RowExact:
         model, of_backbone = backbone.model, cls._known.setdefault(backbone, {})
         key = model.dtype, model.device, model.config._attn_implementation, torch.get_num_threads()
         if key not in of_backbone:
-            exact = cls(backbone)
-            exact._prove(backbone)
+            with packed(model):  # also where a caller has packed without keeping the bits
+                exact = cls(backbone)
+                exact._prove(backbone)
             of_backbone[key] = exact
         return of_backbone[key]
 

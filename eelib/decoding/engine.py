@@ -244,5 +244,6 @@ def custom_generate(
 
 def _decode(call: DecodingCall, session: Callable[[DecodingCall], Session]) -> DecodingOutput:
     decoding = session(call)  # refuses what it cannot do before anything is packed
-    with packed(call.model) if call.heads is None else packed(call.model, call.heads):
+    parts = [call.model] if call.heads is None else [call.model, call.heads]
+    with packed(*parts, exact=decoding.exact is not None):
         return decoding.decode()

@@ -1,4 +1,4 @@
-"""Packed products: the same bits, the same model before and after, and nothing packed that has changed since."""
+"""Packed products: the same bits unless a caller does without, and the same model before and after."""
 
 import copy
 import gc
@@ -19,12 +19,21 @@ HAS_KERNELS = bool(packing.equal_rows([nn.Linear(64, 64, bias=False, dtype=torch
 def packs_what_it_can(monkeypatch):
     """Layers this small gain nothing: pack them wherever the bits allow it, together before alone."""
     monkeypatch.setattr(packing, "_quickest", {})
-    monkeypatch.setattr(packing, "quickest", lambda layers, ways: [*ways][-1])
+    monkeypatch.setattr(packing, "quickest", lambda layers, ways, **kwargs: [*ways][-1])
+    monkeypatch.setattr(packing, "CACHED", 0)
 
 
 @pytest.fixture
 def model():
     return tiny.tiny_model("llama", torch.bfloat16, hidden_size=64, intermediate_size=96)
+
+
+@pytest.fixture
+def multiplied(monkeypatch):
+    """Numbers of rows that went through packed products."""
+    multiply, seen = packing._multiply, []
+    monkeypatch.setattr(packing, "_multiply", lambda x, *args: (seen.append(len(x.flatten(0, -2))), multiply(x, *args))[1])
+    return seen
 
 
 def logits(model, length=1):
@@ -57,6 +66,86 @@ def test_a_shape_is_timed_among_the_ways_that_keep_the_bits(monkeypatch):
     layers = [nn.Linear(64, 64, bias=False, dtype=torch.bfloat16) for _ in range(2)]
     ways = {"plain": [], "alone": [layers[:1], layers[1:]]} if HAS_KERNELS else {"plain": []}
     assert packing.quickest(layers, ways) in ways
+
+
+def test_bits_are_given_up_only_for_much(monkeypatch):
+    monkeypatch.undo()
+    layers = [nn.Linear(64, 64, bias=False)]
+    assert packing.quickest(layers, {"plain": [], "alone": [layers]}, gain=1e6) == "plain"
+    assert packing.quickest(layers, {"plain": [], "alone": [layers]}, gain=1e-6) in ("plain", "alone")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "qwen2"])
+def test_float32_may_differ_by_rounding_where_the_caller_lets_it(family, multiplied):
+    model = tiny.tiny_model(family, torch.float32)
+    own = [logits(model, n) for n in (1, 5, 32, 33)]
+    with packed(model, exact=False):
+        multiplied.clear()
+        found = [logits(model, n) for n in (1, 5, 32, 33)]
+        assert set(multiplied) == {1, 5, 32}
+    for a, b in zip(own, found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(own[-1], found[-1])  # more rows are a prompt's, which keeps its bits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_keep_their_bits(dtype):
+    model = tiny.tiny_model("llama", dtype)
+    own = [logits(model, n) for n in (1, 4, 16)]
+    with packed(model, exact=False):
+        assert all(torch.equal(logits(model, n), bits) for n, bits in zip((1, 4, 16), own, strict=True))
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_of_two_contexts_the_exact_one_prevails(order, multiplied):
+    model = tiny.tiny_model("llama", torch.float32)
+    own = [logits(model, n) for n in (1, 4, 16)]
+    with packed(model, exact=order[0]):
+        with packed(model, exact=order[1]):
+            assert all(torch.equal(logits(model, n), bits) for n, bits in zip((1, 4, 16), own, strict=True))
+        multiplied.clear()
+        logits(model, 4)
+        assert bool(multiplied) or order[0]  # the inner one has ended
+
+
+def test_what_is_packed_for_rounding_serves_exact_contexts_too():
+    model = tiny.tiny_model("llama", torch.float32)
+    with packed(model, exact=False):
+        pass
+    products = packing._Packing.of(model).products
+    with packed(model):
+        assert products and packing._Packing.of(model).products is products  # packing takes a second for a gigabyte
+    with packed(model, exact=False):
+        assert packing._Packing.of(model).products is products
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocasting_is_torchs_own(dtype):
+    model = tiny.tiny_model("llama", dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = logits(model, 4)
+        with packed(model, exact=False):
+            assert torch.equal(logits(model, 4), own)
+
+
+def test_small_weights_keep_their_bits(monkeypatch, multiplied):
+    monkeypatch.setattr(packing, "CACHED", 2**18)
+    model = tiny.tiny_model("llama", torch.float32)
+    own = logits(model)
+    with packed(model, exact=False):
+        assert torch.equal(logits(model), own)
+
+
+def test_decoding_in_float32_gives_up_bits_unless_it_is_exact(multiplied):
+    model = tiny.tiny_model("llama", torch.float32)
+    heads = eelib.ExitHeads.init(model, (1, 3), "mlp").requires_grad_(False)
+    prompt, options = torch.arange(3, 9)[None], {"policy": eelib.FixedExit(3, 2), "max_new_tokens": 12}
+    own = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    eelib.generate(model, prompt, heads=heads, do_sample=False, **options)
+    assert multiplied
+    with packed(model, exact=False):
+        exact = eelib.generate(model, prompt, heads=heads, do_sample=False, exact=True, **options)
+    assert exact.stats.exact and torch.equal(exact.sequences, own)
 
 
 @pytest.mark.parametrize("fails", [False, True])

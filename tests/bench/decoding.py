@@ -49,7 +49,7 @@ def transformers_ways(model, compiled: bool, **length) -> dict:
 
     def on_packed(decode):
         def decode_packed(prompt):
-            with packed(model):
+            with packed(model, exact=False):
                 return decode(prompt)
 
         return decode_packed

@@ -80,7 +80,7 @@ def main() -> None:
         return model.generate(prompt, do_sample=False, **length)
 
     def own_packed(prompt):
-        with packed(model):
+        with packed(model, exact=False):
             return own(prompt)
 
     decoders = {

@@ -245,7 +245,7 @@ def decode_batch(
             raise numbered(error, number) from error
     model, outputs = calls[0].model, [None] * len(calls)
     heads = [call.heads for call in calls if call.heads is not None][:1]
-    with packed(model, *heads):
+    with packed(model, *heads, exact=any(one.exact is not None for one in sessions)):
         batch = Batch(sessions[0].backbone, rule)
         for number, of_row in enumerate(sessions):
             batch.add(number, of_row)
