@@ -244,7 +244,7 @@ def _fits(module: nn.Module) -> bool:
 
 
 def _may_differ(layers: Sequence[nn.Module]) -> bool:
-    """Whether callers that do without exactness get these layers' products with other bits.
+    """Whether these layers' products may have other bits without exactness.
 
     In float32 a difference is far below what tells two tokens apart; in 16 bits it is not.
     """
