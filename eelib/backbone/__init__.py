@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "loading", "probing", "segments", "lengths", "fingerprints", "tokens", "kv_cache", "packing", "graphs", "int8",
-        "teacher",
+        "loading", "probing", "segments", "lengths", "fingerprints", "tokens", "kv_cache", "products", "packing",
+        "graphs", "int8", "teacher",
     ],
     submod_attrs={
         "loading": ["load_model"],

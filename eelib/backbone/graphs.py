@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, PreTrainedConfig
 
 from eelib.backbone.kv_cache import KVCache, KVLayer
-from eelib.backbone.packing import MAX_ROWS, PackedLayer, Stamps
+from eelib.backbone.packing import PackedLayer
+from eelib.backbone.products import MAX_ROWS, Stamps
 from eelib.backbone.segments import Span
 
 RECORD_AFTER = 4

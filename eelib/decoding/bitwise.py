@@ -18,8 +18,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from eelib.backbone.kv_cache import KVCache, cache_argument
-from eelib.backbone.packing import MAX_ROWS, cancelling, packed
+from eelib.backbone.packing import packed
 from eelib.backbone.probing import StandIn, with_attention, with_parts
+from eelib.backbone.products import MAX_ROWS, cancelling
 from eelib.backbone.segments import Backbone
 from eelib.errors import UnsupportedError
 

@@ -244,6 +244,5 @@ def custom_generate(
 
 def _decode(call: DecodingCall, session: Callable[[DecodingCall], Session]) -> DecodingOutput:
     decoding = session(call)  # refuses what it cannot do before anything is packed
-    parts = [call.model] if call.heads is None else [call.model, call.heads]
-    with packed(*parts, exact=decoding.exact is not None):
+    with packed(call.model, call.heads, exact=decoding.exact is not None):
         return decoding.decode()

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 from transformers.models.llama import modeling_llama
 
 import eelib
-from eelib.backbone import Backbone, graphs, packing
+from eelib.backbone import Backbone, graphs, packing, products
 
 DRAFTS = tiny.Pattern((5, 1, 3, None, 1, 5, 3))
 
@@ -67,8 +67,8 @@ def test_a_recorded_block_runs_no_python_of_its_own(family, monkeypatch):
 
 
 def test_packed_products_are_replayed_as_packed(monkeypatch):
-    monkeypatch.setattr(packing, "_quickest", {})
-    monkeypatch.setattr(packing, "quickest", lambda layers, ways: [*ways][-1])
+    monkeypatch.setattr(products, "_quickest", {})
+    monkeypatch.setattr(products, "quickest", lambda layers, ways: [*ways][-1])
     model = tiny.tiny_model("llama", torch.bfloat16, hidden_size=64, intermediate_size=96)
     text = decoded(model, eelib.Never())
     assert torch.equal(text, own(model))

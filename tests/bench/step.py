@@ -122,7 +122,8 @@ def types(name: str, repeats: int = 9) -> pd.DataFrame:
     table = runs.groupby("candidate", sort=False).seconds.median().mul(1e3).rename("milliseconds").reset_index()
     table[["dtype", "weights", "rows"]] = table.pop("candidate").tolist()
     about = {"model": name, "processor": ", ".join(kind), "threads": torch.get_num_threads(), "commit": commit()}
-    return table.assign(**about)[["processor", "threads", "model", "dtype", "weights", "rows", "milliseconds", "commit"]]
+    columns = ["processor", "threads", "model", "dtype", "weights", "rows", "milliseconds", "commit"]
+    return table.assign(**about)[columns]
 
 
 def put_types(found: pd.DataFrame) -> None:
@@ -153,7 +154,8 @@ def main() -> None:
     print(table.round(2).to_string(index=False))
     if given.write:
         about = machine()
-        table.round(3).assign(processor=about["processor"], threads=about["threads"]).to_csv(RESULTS / "step.csv", index=False)
+        table = table.round(3).assign(processor=about["processor"], threads=about["threads"])
+        table.to_csv(RESULTS / "step.csv", index=False)
 
 
 if __name__ == "__main__":

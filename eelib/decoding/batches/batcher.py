@@ -184,9 +184,7 @@ class Batcher:
     @torch.no_grad()
     def _decode(self) -> None:
         """Serve requests until a text has ended."""
-        heads = self._settings["heads"]
-        parts = [self.model] if heads is None else [self.model, heads]
-        with packed(*parts, exact=self._settings["exact"]):
+        with packed(self.model, self._settings["heads"], exact=self._settings["exact"]):
             while self._batch.rows and not self._finished:
                 for row in self._batch.step():
                     self._finish(Finished(row.number, row.output, row.error))

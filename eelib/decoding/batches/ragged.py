@@ -27,8 +27,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from eelib.backbone.kv_cache import KVCache
-from eelib.backbone.packing import MAX_ROWS
 from eelib.backbone.probing import with_attention
+from eelib.backbone.products import MAX_ROWS
 from eelib.backbone.segments import Backbone, Span
 from eelib.decoding.bitwise import ROW_BY_ROW, RowExact
 from eelib.decoding.frontier import Frontier

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eelib.backbone.packing import MAX_ROWS, packed
+from eelib.backbone.packing import packed
+from eelib.backbone.products import MAX_ROWS
 from eelib.backbone.segments import Backbone, Span
 from eelib.decoding.batches.gathering import Gathering
 from eelib.decoding.batches.output import BatchOutput, BatchStats
